@@ -1,0 +1,196 @@
+"""How a weight is stored: tiny frozen descriptions, and the coding of pruned weights in files.
+
+A format fixes the numbers that a layer computes, never the memory layout: the layout belongs to the kernel that a
+CPU picks when the weight is packed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SKIP = 255
+
+
+@dataclass(frozen=True)
+class Float32:
+    """IEEE single precision values."""
+
+
+@dataclass(frozen=True)
+class Int8:
+    """8-bit integer weights, symmetric, one scale for each output: ``w = q * scale[o]``, ``q`` in [-127, 127].
+
+    Activations are quantized to int8 at run time, per row, or by a fixed ``input_scale``.
+
+    Examples
+    --------
+    >>> Int8()
+    Int8()
+    """
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Only the nonzero weights are kept and multiplied.
+
+    Parameters
+    ----------
+    block : (int, int)
+        Height (outputs) and width (inputs) of the blocks that are zero or kept together; (1, 1) is unstructured.
+    values : Float32
+        The type of the kept values.
+
+    Examples
+    --------
+    >>> Sparse()
+    Sparse(block=(1, 1), values=Float32())
+    """
+
+    block: tuple[int, int] = (1, 1)
+    values: Float32 = field(default_factory=Float32)
+
+    def __post_init__(self) -> None:
+        if self.block != (1, 1):
+            raise ValueError(f"block must be (1, 1), the one block shape that has a kernel, got {self.block!r}")
+        if not isinstance(self.values, Float32):
+            raise ValueError(f"values must be Float32(), the one value type that has a kernel, got {self.values!r}")
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Uniform quantization between the smallest and the largest weight.
+
+    ``scale = (max - min) / (2^bits - 1)``, ``zero_point = low - min / scale`` (a real number: the grid's ends are the
+    weights' ends), ``q = clamp(rint(w / scale + zero_point), low, high)`` and ``w' = (q - zero_point) * scale``;
+    ``low = 0`` for unsigned, ``-2^(bits-1)`` for signed integers.
+
+    Parameters
+    ----------
+    bits : int
+        2 to 16.
+    signed : bool
+        Whether the integers are signed.
+    per_channel : bool
+        One scale and zero point for each output, instead of one for the tensor.
+
+    Examples
+    --------
+    >>> Affine(bits=4)
+    Affine(bits=4, signed=False, per_channel=False)
+    """
+
+    bits: int = 8
+    signed: bool = False
+    per_channel: bool = False
+
+    def __post_init__(self) -> None:
+        _check_bits("bits", self.bits, 2, 16)
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Fixed point with ``bits`` fractional bits: ``w' = rint(w * 2^bits) / 2^bits``.
+
+    Parameters
+    ----------
+    bits : int
+        Number of fractional bits, 0 to 15.
+
+    Examples
+    --------
+    >>> FixedPoint(bits=6)
+    FixedPoint(bits=6)
+    """
+
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        _check_bits("bits", self.bits, 0, 15)
+
+
+Format = Int8 | Sparse
+"""The formats that have a kernel."""
+
+Grid = Int8 | Affine | FixedPoint
+"""The formats that weights can be rounded to."""
+
+
+def _check_bits(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, got {value}")
+
+
+def encode_nonzeros(dense: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Code an array as the distances between its nonzeros, and their values.
+
+    Each code of 0..254 says how many zeros precede the next value in C order; 255 says that 255 zeros follow and no
+    value. Trailing zeros are not coded. Decoding needs the shape.
+
+    Parameters
+    ----------
+    dense : [any shape] any numeric dtype
+        The array.
+
+    Returns
+    -------
+    gaps : [nonzeros + skips] uint8
+    values : [nonzeros], dtype of ``dense``
+
+    Examples
+    --------
+    >>> encode_nonzeros(np.array([0, 0, 7, 0, -3], np.int8))
+    (array([2, 1], dtype=uint8), array([ 7, -3], dtype=int8))
+    """
+    flat = np.ascontiguousarray(dense).reshape(-1)
+    positions = np.flatnonzero(flat)
+    distances = np.diff(positions, prepend=-1) - 1
+    skips = distances // _SKIP
+    gaps = np.full(positions.size + int(skips.sum()), _SKIP, np.uint8)
+    gaps[np.cumsum(skips + 1) - 1] = distances % _SKIP
+    return gaps, flat[positions]
+
+
+def decode_nonzeros(gaps: NDArray[np.uint8], values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Invert :func:`encode_nonzeros`.
+
+    Parameters
+    ----------
+    gaps : [nonzeros + skips] uint8
+    values : [nonzeros]
+    shape : tuple of int
+        Shape of the result.
+
+    Returns
+    -------
+    [shape], dtype of ``values``
+
+    Raises
+    ------
+    ValueError
+        When the number of values is not the number of codes below 255, or a position lies outside the shape.
+
+    Examples
+    --------
+    >>> decode_nonzeros(np.array([2, 1], np.uint8), np.array([7, -3], np.int8), (5,))
+    array([ 0,  0,  7,  0, -3], dtype=int8)
+    """
+    if gaps.ndim != 1 or gaps.dtype != np.uint8:
+        raise ValueError(f"gaps must be 1-D uint8, got {gaps.shape} {gaps.dtype}")
+    if values.ndim != 1:
+        raise ValueError(f"values must be 1-D, got {values.shape}")
+    is_value = gaps != _SKIP
+    if int(is_value.sum()) != values.size:
+        raise ValueError(f"gaps must hold one code for each of the {values.size} values, got {int(is_value.sum())}")
+    ends = np.cumsum(gaps.astype(np.int64) + is_value)
+    size = int(np.prod(shape, dtype=np.int64))
+    if ends.size and int(ends[-1]) > size:
+        raise ValueError(f"gaps must stay inside shape {shape}, got position {int(ends[-1]) - 1}")
+    dense = np.zeros(size, values.dtype)
+    dense[ends[is_value] - 1] = values
+    return dense.reshape(shape)

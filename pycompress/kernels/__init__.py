@@ -1,0 +1,59 @@
+"""Kernels on NumPy arrays and torch CPU tensors: pack a weight once, multiply with it often.
+
+Needs NumPy alone. A torch tensor is used without a copy, and the result is then a torch tensor too.
+
+Examples
+--------
+>>> import numpy as np
+>>> from pycompress import kernels
+>>> from pycompress.formats import Int8
+>>> weight = np.array([[1.0, -2.0, 0.5]], np.float32)
+>>> packed = kernels.pack(weight, Int8())
+>>> kernels.linear(np.array([[1.0, 1.0, 2.0]], np.float32), packed).round(2)
+array([[0.], ...
+"""
+
+from .backends import (
+    available_backends,
+    backend_name,
+    get_num_threads,
+    isa_levels,
+    isa_name,
+    set_num_threads,
+    use_backend,
+    use_isa,
+)
+from .ops import (
+    Quantized,
+    apply_threshold,
+    dequantize,
+    int8_matmul,
+    kth_magnitude,
+    l1_scores,
+    l2_scores,
+    linear,
+    quantize,
+)
+from .packed import PackedWeight, pack
+
+__all__ = [
+    "PackedWeight",
+    "Quantized",
+    "apply_threshold",
+    "available_backends",
+    "backend_name",
+    "dequantize",
+    "get_num_threads",
+    "int8_matmul",
+    "isa_levels",
+    "isa_name",
+    "kth_magnitude",
+    "l1_scores",
+    "l2_scores",
+    "linear",
+    "pack",
+    "quantize",
+    "set_num_threads",
+    "use_backend",
+    "use_isa",
+]

@@ -1,0 +1,232 @@
+"""Weights packed once for a kernel."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..formats import Format, Int8, Sparse, decode_nonzeros, encode_nonzeros
+from . import arrays, backends
+from .arrays import ArrayLike
+from .reference import ZERO_ROW
+
+
+class PackedWeight:
+    """A weight [out_features, in_features] in the layout of the kernel that this CPU runs best.
+
+    Made by :func:`pack`. Immutable; validated once, when packed. Pickles, copies and files hold the canonical form
+    (integers or coded nonzeros, scales, bias) and are packed again where they are opened.
+
+    Attributes
+    ----------
+    format : Int8 or Sparse
+        What the weight computes.
+    shape : (int, int)
+        (out_features, in_features).
+    nbytes : int
+        Bytes that the packed weight holds in memory.
+    density : float
+        Fraction of the weights that are not zero.
+    kernel : str
+        The kernel that runs, such as ``"native/avx2"``.
+    scale : [out_features] float32, read-only, or None
+        Scale of the integers.
+    bias : [out_features] float32, read-only, or None
+    input_scale : float or None
+        Scale of the activations; None when it is found per row at run time.
+    """
+
+    __slots__ = ("_module", "_state", "bias", "density", "format", "input_scale", "kernel", "nbytes", "scale", "shape")
+
+    format: Format
+    shape: tuple[int, int]
+    nbytes: int
+    density: float
+    kernel: str
+    scale: NDArray[np.float32] | None
+    bias: NDArray[np.float32] | None
+    input_scale: float | None
+
+    def __init__(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a packed weight is immutable: {name} cannot be set")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a packed weight is immutable: {name} cannot be deleted")
+
+    def __repr__(self) -> str:
+        return f"PackedWeight({self.format}, shape={self.shape}, density={self.density:.3g}, kernel={self.kernel!r})"
+
+    def __copy__(self) -> PackedWeight:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        gaps, values = encode_nonzeros(self.canonical_weight())
+        return _unpickle, (self.format, self.shape, gaps, values, self.bias, self.scale, self.input_scale)
+
+    def canonical_weight(self) -> NDArray[Any]:
+        """Return what files hold: the integers [out, in] int8 where there is a scale, else the float32 weight.
+
+        Examples
+        --------
+        >>> pack(np.array([[0.0, 127.0]], np.float32), Int8()).canonical_weight()
+        array([[  0, 127]], dtype=int8)
+        """
+        if isinstance(self.format, Int8):
+            return cast("NDArray[Any]", self._module.unpack_int8(self._state))
+        dense = self._module.unpack_sparse(self._state)
+        if self.scale is None:
+            return cast("NDArray[Any]", dense)
+        return cast("NDArray[Any]", np.rint(dense / self.scale[:, None]).astype(np.int8))
+
+    def unpack(self) -> NDArray[np.float32]:
+        """Return the weight [out_features, in_features] float32 that the kernel multiplies with.
+
+        Examples
+        --------
+        >>> pack(np.array([[0.0, 2.0]], np.float32), Sparse()).unpack()
+        array([[0., 2.]], dtype=float32)
+        """
+        weight = self.canonical_weight()
+        return weight if self.scale is None else weight.astype(np.float32) * self.scale[:, None]
+
+
+def _unpickle(
+    format: Format,
+    shape: tuple[int, int],
+    gaps: NDArray[np.uint8],
+    values: NDArray[Any],
+    bias: NDArray[np.float32] | None,
+    scale: NDArray[np.float32] | None,
+    input_scale: float | None,
+) -> PackedWeight:
+    return pack(decode_nonzeros(gaps, values, shape), format, bias, scale, input_scale)
+
+
+def pack(
+    weight: ArrayLike,
+    format: Format,
+    bias: ArrayLike | None = None,
+    scale: ArrayLike | None = None,
+    input_scale: float | None = None,
+) -> PackedWeight:
+    """Pack a weight for :func:`linear`.
+
+    With :class:`Int8` a float weight is rounded to ``q = clamp(rint(w / s), -127, 127)`` with ``s[o] = max|w[o]| / 127``
+    (1 for a row of zeros), or with the given ``scale``; an int8 weight is kept as exactly those integers. With
+    :class:`Sparse` the nonzero weights are kept in fp32 (an int8 weight as the products ``q * scale``).
+
+    Parameters
+    ----------
+    weight : [out_features, in_features] float32, float16, bfloat16, or int8 with ``scale``
+    format : Int8 or Sparse
+    bias : [out_features] float, optional
+    scale : [out_features] or one float, optional
+        Scale of the integers, positive.
+    input_scale : float, optional
+        Fixed scale of the activations, for Int8; by default it is found per row at run time.
+
+    Returns
+    -------
+    PackedWeight
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument has another type, dtype, shape or range, or holds NaN or infinity.
+
+    Examples
+    --------
+    >>> pack(np.eye(3, dtype=np.float32), Sparse()).density
+    0.3333333333333333
+    """
+    if not isinstance(format, (Int8, Sparse)):
+        raise TypeError(f"format must be Int8() or Sparse(), got {format!r}")
+    array = arrays.view(weight, "weight")
+    if array.dtype != np.int8:
+        array = arrays.float32(weight, "weight")
+        arrays.finite(array, "weight")
+    elif scale is None:
+        raise ValueError("scale must be given with an int8 weight")
+    if array.ndim != 2:
+        raise ValueError(f"weight must be 2-D [out_features, in_features], got {arrays.describe(weight)}")
+    out_features, in_features = array.shape
+    bias_array = None if bias is None else _vector(bias, "bias", out_features) + np.float32(0)  # no -0.0
+    scale_array = None if scale is None else _vector(scale, "scale", out_features)
+    if scale_array is not None and not (scale_array > 0).all():
+        raise ValueError(f"scale must be positive, got {float(scale_array.min())}")
+    if input_scale is not None:
+        if isinstance(format, Sparse):
+            raise ValueError("input_scale must be None with Sparse: its activations stay fp32")
+        input_scale = _positive(input_scale, "input_scale")
+
+    module = backends.backend()
+    if isinstance(format, Int8):
+        integers, scale_array = _integers(array, scale_array)
+        state = module.pack_int8(np.ascontiguousarray(integers), scale_array, bias_array, input_scale)
+        nonzeros = int(np.count_nonzero(integers))
+    else:
+        if scale_array is not None:
+            integers, _ = _integers(array, scale_array)
+            array = integers.astype(np.float32) * scale_array[:, None]
+        array = np.where(np.abs(array) < np.finfo(np.float32).tiny, np.float32(0), array)  # denormals are slow
+        state = module.pack_sparse(np.ascontiguousarray(array), bias_array)
+        nonzeros = int(np.count_nonzero(array))
+    for field in (bias_array, scale_array):
+        if field is not None:
+            field.flags.writeable = False
+    return PackedWeight(
+        _module=module,
+        _state=state,
+        format=format,
+        shape=(out_features, in_features),
+        nbytes=int(state.nbytes),
+        density=nonzeros / array.size if array.size else 0.0,
+        kernel=backends.kernel_name(module, state),
+        scale=scale_array,
+        bias=bias_array,
+        input_scale=input_scale,
+    )
+
+
+def int8_scale(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the symmetric int8 scale [out] of a float weight [out, in]: ``max|w[o]| / 127``, 1 for a row of zeros."""
+    largest = np.abs(weight).max(axis=1, initial=0).astype(np.float32)
+    return np.where(largest < ZERO_ROW, np.float32(1), largest / np.float32(127)).astype(np.float32)
+
+
+def _integers(
+    weight: NDArray[Any], scale: NDArray[np.float32] | None
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    if scale is None:
+        scale = int8_scale(weight)
+    if weight.dtype == np.int8:
+        return weight, scale
+    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
+
+
+def _vector(x: ArrayLike, name: str, size: int) -> NDArray[np.float32]:
+    array = np.asarray(np.float32(x)) if isinstance(x, (int, float)) else arrays.float32(x, name)
+    arrays.finite(array, name)
+    if name == "scale" and array.size == 1:
+        array = np.broadcast_to(array.reshape(1), (size,))
+    if array.shape != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {array.shape}")
+    return array.copy()
+
+
+def _positive(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    number = float(np.float32(value))
+    if not 0 < number < np.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return number

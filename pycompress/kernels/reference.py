@@ -1,0 +1,172 @@
+"""The truth: every kernel in plain NumPy, in float64 or int64, rounded at the end.
+
+int8 follows its written fp32 formula step by step, so that all other implementations can be compared with it bit for
+bit. The names are those of `numba_cpu.py` and `native.py`; `ops.py` checks arguments before it calls any of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32]
+Int8Array = NDArray[np.int8]
+
+ZERO_ROW = np.float32(2.0**-100)
+"""A row whose largest magnitude is below this counts as all zeros."""
+
+
+@dataclass(frozen=True)
+class Int8State:
+    """An int8 weight as this backend keeps it."""
+
+    weight: Int8Array  # [out, in]
+    scale: Float  # [out]
+    bias: Float | None  # [out]
+    input_scale: float | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.weight.nbytes + self.scale.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+@dataclass(frozen=True)
+class SparseState:
+    """A sparse fp32 weight as compressed rows."""
+
+    shape: tuple[int, int]
+    starts: NDArray[np.int64]  # [out + 1]
+    columns: NDArray[np.int32]  # [nonzeros]
+    values: Float  # [nonzeros]
+    bias: Float | None  # [out]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        arrays = (self.starts, self.columns, self.values)
+        return sum(a.nbytes for a in arrays) + (0 if self.bias is None else self.bias.nbytes)
+
+
+def pack_int8(weight: Int8Array, scale: Float, bias: Float | None, input_scale: float | None) -> Int8State:
+    """Keep the integers as they are."""
+    return Int8State(weight.copy(), scale.copy(), None if bias is None else bias.copy(), input_scale)
+
+
+def unpack_int8(state: Int8State) -> Int8Array:
+    """Return the integers [out, in]."""
+    return state.weight.copy()
+
+
+def pack_sparse(weight: Float, bias: Float | None) -> SparseState:
+    """Compress the rows of weight [out, in]."""
+    rows, columns = np.nonzero(weight)
+    starts = np.zeros(weight.shape[0] + 1, np.int64)
+    np.cumsum(np.bincount(rows, minlength=weight.shape[0]), out=starts[1:])
+    return SparseState(
+        (weight.shape[0], weight.shape[1]),
+        starts,
+        columns.astype(np.int32),
+        weight[rows, columns],
+        None if bias is None else bias.copy(),
+    )
+
+
+def unpack_sparse(state: SparseState) -> Float:
+    """Return the dense weight [out, in]."""
+    dense = np.zeros(state.shape, np.float32)
+    rows = np.repeat(np.arange(state.shape[0]), np.diff(state.starts))
+    dense[rows, state.columns] = state.values
+    return dense
+
+
+def quantize_rows(x: Float, input_scale: float | None) -> tuple[Int8Array, Float]:
+    """Quantize activations, x [rows, in], to int8 with a scale [rows]; the scale of a non-finite row is NaN."""
+    finite = np.isfinite(x).all(axis=1)
+    if input_scale is None:
+        largest = np.abs(x).max(axis=1, initial=0).astype(np.float32)
+        largest[~finite] = 0
+        zero = largest < ZERO_ROW
+        factor = np.float32(127) / np.where(zero, np.float32(1), largest)
+        factor[zero] = 0
+        scale = np.where(zero, np.float32(0), largest / np.float32(127))
+    else:
+        factor = np.full(x.shape[0], np.float32(1) / np.float32(input_scale), np.float32)
+        scale = np.full(x.shape[0], np.float32(input_scale), np.float32)
+    safe = np.where(finite[:, None], x, np.float32(0))
+    with np.errstate(over="ignore"):  # a static scale can overflow to infinity, which the clamp takes
+        q = np.clip(np.rint(safe * factor[:, None]), -127, 127).astype(np.int8)
+    scale[~finite] = np.nan
+    return q, scale
+
+
+def _activate(y: Float, activation: int) -> Float:
+    return np.maximum(y, np.float32(0)) if activation == 1 else y
+
+
+def int8_linear(x: Float, state: Int8State, activation: int, threads: int) -> Float:
+    """``y = float(q_x @ q_w.T) * (s_x * s_w) + bias``, all in fp32, each operation rounded once."""
+    q, scale = quantize_rows(x, state.input_scale)
+    sums = q.astype(np.int64) @ state.weight.astype(np.int64).T
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = sums.astype(np.float32) * (scale[:, None] * state.scale[None, :])
+        y = y + (np.float32(0) if state.bias is None else state.bias)
+    return _activate(y, activation)
+
+
+def sparse_linear(x: Float, state: SparseState, activation: int, threads: int) -> Float:
+    """``y = x @ w.T + bias`` over the stored weights only, in float64, rounded at the end."""
+    y = np.zeros((x.shape[0], state.shape[0]), np.float64)
+    wide = x.astype(np.float64)
+    values = state.values.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for o in range(state.shape[0]):
+            part = slice(int(state.starts[o]), int(state.starts[o + 1]))
+            y[:, o] = wide[:, state.columns[part]] @ values[part]
+        if state.bias is not None:
+            y += state.bias
+        return _activate(y.astype(np.float32), activation)
+
+
+def int8_matmul(a: Int8Array, b: Int8Array, threads: int) -> NDArray[np.int64] | NDArray[np.int32]:
+    """``a [m, k] @ b [k, n]`` in int64; the caller checks that it fits into int32."""
+    return a.astype(np.int64) @ b.astype(np.int64)
+
+
+def quantize(x: Float, scale: Float, zero_point: Float, low: int, high: int, dtype: Any, threads: int) -> NDArray[Any]:
+    """``q = clamp(rint(x / scale + zero_point), low, high)``, x [groups, n], scale and zero_point [groups]."""
+    with np.errstate(over="ignore"):
+        q = np.rint(x / scale[:, None] + zero_point[:, None])
+    return cast(NDArray[Any], np.clip(q, low, high).astype(dtype))
+
+
+def dequantize(q: NDArray[Any], scale: Float, zero_point: Float, threads: int) -> Float:
+    """``x = (q - zero_point) * scale``, q [groups, n], scale and zero_point [groups]."""
+    return (q.astype(np.float32) - zero_point[:, None]) * scale[:, None]
+
+
+def row_scores(x: Float, power: int, threads: int) -> Float:
+    """L1 (power 1) or L2 (power 2) norm of each row of x [rows, columns]."""
+    wide = x.astype(np.float64)
+    sums = np.abs(wide).sum(axis=1) if power == 1 else np.sqrt(np.square(wide).sum(axis=1))
+    return cast(Float, sums.astype(np.float32))
+
+
+def column_scores(x: Float, power: int, threads: int) -> Float:
+    """L1 (power 1) or L2 (power 2) norm of each column of x [rows, columns]."""
+    return row_scores(x.T, power, threads)
+
+
+def kth_magnitude(arrays: list[Float], k: int, threads: int) -> float:
+    """The k-th smallest (from 1) magnitude over flat arrays."""
+    return float(np.partition(np.abs(np.concatenate(arrays)), k - 1)[k - 1])
+
+
+def apply_threshold(flat: Float, threshold: float, threads: int) -> int:
+    """Set entries with magnitude <= threshold to 0 in place; return their count."""
+    small = np.abs(flat) <= np.float32(threshold)
+    flat[small] = 0
+    return int(small.sum())
