@@ -1,0 +1,1 @@
+"""The demo: a data set of handwritten digits that travels with the package, and two small models."""
