@@ -1,0 +1,272 @@
+"""Torch modules that hold packed weights, and why each layer of a model is packed or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from . import kernels
+from .formats import Format, Int8, decode_nonzeros, encode_nonzeros
+from .kernels.ops import ACTIVATIONS, Activation
+
+
+@dataclass(frozen=True)
+class LayerDecision:
+    """What became of one layer, and why.
+
+    Attributes
+    ----------
+    name : str
+        Name of the layer in its model.
+    kind : str
+        Type of the layer it was, such as ``"Linear"`` or ``"Linear+ReLU"``.
+    format : Int8, Sparse or None
+        How the weight is stored; None: the layer stays dense.
+    kernel : str or None
+        The kernel that runs, such as ``"native/avx2"``; None: torch's own.
+    rows : int or None
+        Rows of input that the layer was timed on, all calls of one forward pass together.
+    dense_us, packed_us : float or None
+        Median microseconds of the dense layer and of the packed one (the best candidate, also where it lost).
+    speedup, low, high : float or None
+        Median of the paired ratios dense / packed and its 95 % interval.
+    reason : str
+
+    Examples
+    --------
+    >>> LayerDecision("fc", "Linear", reason="never called by example_inputs").format is None
+    True
+    """
+
+    name: str
+    kind: str
+    format: Format | None = None
+    kernel: str | None = None
+    rows: int | None = None
+    dense_us: float | None = None
+    packed_us: float | None = None
+    speedup: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+
+
+class PackedLinear(nn.Module):
+    """A linear layer on a packed weight: ``y = activation(x @ w.T + bias)``, for inference only.
+
+    Has no parameters and no buffers: ``.to()`` and ``.half()`` leave it as it is, and it takes float32, float16 and
+    bfloat16 inputs. ``state_dict``, pickles and copies hold the canonical form of the weight (see Notes), which is
+    packed again for the CPU that loads it.
+
+    Parameters
+    ----------
+    packed : PackedWeight
+        From :func:`pycompress.kernels.pack`.
+    activation : None or "relu"
+        Applied by the kernel.
+    decision : LayerDecision, optional
+        Why the layer is packed.
+
+    Attributes
+    ----------
+    in_features, out_features : int
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument has another type or value.
+
+    Notes
+    -----
+    ``state_dict`` holds ``weight`` [out, in] int8 for Int8; for Sparse the ``weight_gaps`` uint8 and ``weight_values``
+    (int8 where there is a scale, else float32) of :func:`pycompress.formats.encode_nonzeros`; and, where they exist,
+    ``scale`` [out], ``bias`` [out] and ``input_scale`` [], float32. Loading needs the same keys.
+
+    Examples
+    --------
+    >>> layer = PackedLinear(kernels.pack(torch.eye(2) * 2, Int8(), bias=torch.tensor([0.0, -1.0])), "relu")
+    >>> layer(torch.tensor([[0.0, 127.0], [127.0, 0.0]])).round()
+    tensor([[  0., 253.],
+            [254.,   0.]])
+    """
+
+    def __init__(
+        self,
+        packed: kernels.PackedWeight,
+        activation: Activation | None = None,
+        decision: LayerDecision | None = None,
+    ) -> None:
+        if not isinstance(packed, kernels.PackedWeight):
+            raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be None or 'relu', got {activation!r}")
+        super().__init__()
+        self.packed = packed
+        self.activation = activation
+        self.decision = decision
+
+    @property
+    def in_features(self) -> int:
+        """Size of the last dimension of the input."""
+        return self.packed.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Size of the last dimension of the output."""
+        return self.packed.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x [..., in_features] with the weight; returns [..., out_features] of x's dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When x does not fit, or requires grad while grad mode is on.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch CPU tensor, got {type(x).__name__}")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"x must not require grad: PackedLinear({self.in_features} -> {self.out_features}) is for inference "
+                "only; train the dense model and pack it afterwards, or call this one under torch.no_grad()"
+            )
+        return cast(Tensor, kernels.linear(x, self.packed, self.activation))
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows inside the brackets."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, format={self.packed.format}, "
+            f"bias={self.packed.bias is not None}, activation={self.activation!r}, kernel={self.packed.kernel!r}"
+        )
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in _canonical_tensors(self.packed).items():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # torch's own part runs the hooks; it knows no names of ours, so that its strictness stays off.
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, False, missing_keys, unexpected_keys, error_msgs
+        )
+        tensors = _canonical_tensors(self.packed)
+        if strict:
+            missing_keys.extend(prefix + name for name in tensors if prefix + name not in state_dict)
+            names = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
+            unexpected_keys.extend(prefix + name for name in names if name not in tensors)
+        tensors |= {name: state_dict[prefix + name] for name in tensors if prefix + name in state_dict}
+        try:
+            self.packed = _repacked(self.packed, tensors)
+        except (TypeError, ValueError) as error:
+            error_msgs.append(f"While loading {prefix.removesuffix('.') or 'PackedLinear'}: {error}")
+
+
+def _canonical_tensors(packed: kernels.PackedWeight) -> dict[str, Tensor]:
+    weight = packed.canonical_weight()
+    if isinstance(packed.format, Int8):
+        tensors = {"weight": torch.from_numpy(weight)}
+    else:
+        gaps, values = encode_nonzeros(weight)
+        tensors = {"weight_gaps": torch.from_numpy(gaps), "weight_values": torch.from_numpy(values)}
+    for name in ("scale", "bias", "input_scale"):
+        value = getattr(packed, name)
+        if value is not None:
+            tensors[name] = torch.tensor(value, dtype=torch.float32)
+    return tensors
+
+
+def _repacked(packed: kernels.PackedWeight, tensors: dict[str, Any]) -> kernels.PackedWeight:
+    """Pack tensors that stand for those of packed; all checks are here, as they may come from anywhere."""
+    present = _canonical_tensors(packed)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dtype != present[name].dtype:
+            raise TypeError(f"{name} must be {present[name].dtype}, got {tensor.dtype}")
+        coded = name in ("weight_gaps", "weight_values")
+        if tensor.shape != present[name].shape and not (coded and tensor.ndim == 1):
+            raise ValueError(
+                f"size mismatch for {name}: must be {tuple(present[name].shape)}, got {tuple(tensor.shape)}"
+            )
+    arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+    if "weight" in arrays:
+        weight = arrays["weight"]
+    else:
+        weight = decode_nonzeros(arrays["weight_gaps"], arrays["weight_values"], packed.shape)
+    input_scale = float(arrays["input_scale"]) if "input_scale" in arrays else None
+    return kernels.pack(weight, packed.format, arrays.get("bias"), arrays.get("scale"), input_scale)
+
+
+_ATTRIBUTE = "_pack_decision"
+
+
+def set_decision(module: nn.Module, decision: LayerDecision | None) -> None:
+    """Record on a module what became of it; copies and pickles keep it, ``state_dict`` does not hold it.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A PackedLinear, or a layer that stays dense.
+    decision : LayerDecision or None
+
+    Raises
+    ------
+    TypeError
+        When an argument has another type.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 2)
+    >>> set_decision(layer, LayerDecision("", "Linear", reason="not faster"))
+    >>> decisions(layer)[""].reason
+    'not faster'
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
+    if decision is not None and not isinstance(decision, LayerDecision):
+        raise TypeError(f"decision must be a LayerDecision or None, got {type(decision).__name__}")
+    setattr(module, "decision" if isinstance(module, PackedLinear) else _ATTRIBUTE, decision)
+
+
+def decisions(model: nn.Module) -> dict[str, LayerDecision]:
+    """Return the decisions recorded in a model, by the names that the layers have in it now.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    dict
+        Name to LayerDecision, in the order of ``named_modules``; a module used twice counts once.
+
+    Raises
+    ------
+    TypeError
+        When model is not an nn.Module.
+
+    Examples
+    --------
+    >>> decisions(nn.Linear(2, 2))
+    {}
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    found: dict[str, LayerDecision] = {}
+    for name, module in model.named_modules():
+        decision = module.decision if isinstance(module, PackedLinear) else module.__dict__.get(_ATTRIBUTE)
+        if isinstance(decision, LayerDecision):
+            found[name] = replace(decision, name=name)
+    return found
