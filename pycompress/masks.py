@@ -1,0 +1,267 @@
+"""Pruning masks on the parameters of a model that survive any training loop.
+
+A mask is a boolean buffer of the module (so that ``.to()``, ``deepcopy`` and pickling carry it) which is no part of
+``state_dict``. Masked weights are zeroed by three guards, and each alone would miss a case:
+
+- before each forward of the module: hand-written updates such as ``p.data -= lr * p.grad``, copies, loaded weights;
+- after each ``step`` of any torch optimizer: momentum and weight decay leave exact zeros at once, also between
+  forwards (an optimizer's history from before the pruning included);
+- when a gradient is accumulated: gradient clipping and line searches see the pruned model's gradient.
+
+Weights are zeroed through ``.data``, which autograd does not count as a change: a module may run twice before one
+backward.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_PREFIX = "_pruned_"  # the buffer `_pruned_weight` is True where `weight` is pruned
+
+
+def attach_(module: nn.Module, name: str, mask: Tensor) -> None:
+    """Prune a parameter: its weights outside the mask are zero from now on, whatever trains the module.
+
+    A mask that the parameter has already is replaced. Modules that share the parameter share the mask, once it was
+    attached to each of them.
+
+    Parameters
+    ----------
+    module : Module
+        The module that holds the parameter itself.
+    name : str
+        Name of the parameter in the module.
+    mask : [shape of the parameter] bool
+        True = kept.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When the module has no such parameter, or the mask has another dtype, shape or device.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> attach_(layer, "weight", torch.tensor([[True, False]]))
+    >>> (layer.weight == 0).tolist(), list(layer.state_dict())
+    ([[False, True]], ['weight', 'bias'])
+    """
+    parameter = _parameter(module, name)
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a bool tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool or mask.shape != parameter.shape or mask.device != parameter.device:
+        raise ValueError(
+            f"mask must be bool, of shape {tuple(parameter.shape)} and on {parameter.device}, "
+            f"got {tuple(mask.shape)} {mask.dtype} on {mask.device}"
+        )
+    pruned = ~mask.detach()
+    if _PREFIX + name not in module._buffers:
+        module.register_buffer(_PREFIX + name, None, persistent=False)
+        guard = _Guard(name)
+        module.register_forward_pre_hook(guard, prepend=True)
+        module.register_load_state_dict_post_hook(guard)  # type: ignore[no-untyped-call]
+    module._buffers[_PREFIX + name] = pruned
+    for owner, owned in _watch(module, name, parameter).owners.items():
+        if owner._parameters.get(owned) is parameter:
+            owner._buffers[_PREFIX + owned] = pruned
+    parameter.data.masked_fill_(pruned, 0)
+
+
+def mask_of(module: nn.Module, name: str = "weight") -> Tensor | None:
+    """Return the mask of a parameter, True = kept, or None when it has none.
+
+    Parameters
+    ----------
+    module : Module
+    name : str
+
+    Returns
+    -------
+    [shape of the parameter] bool, a copy, or None
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> attach_(layer, "weight", torch.tensor([[True, False]]))
+    >>> mask_of(layer), mask_of(layer, "bias")
+    (tensor([[ True, False]]), None)
+    """
+    pruned = module._buffers.get(_PREFIX + name)
+    return None if pruned is None else ~pruned
+
+
+def masked(model: nn.Module) -> dict[str, Tensor]:
+    """Return the masks of a model by the full names of their parameters, a tied parameter once.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 1), nn.ReLU())
+    >>> attach_(model[0], "weight", torch.tensor([[True, False]]))
+    >>> masked(model)
+    {'0.weight': tensor([[ True, False]])}
+    """
+    masks: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for name in _masked_names(module):
+            mask = mask_of(module, name)
+            if mask is not None and id(module._parameters.get(name)) not in seen:
+                seen.add(id(module._parameters.get(name)))
+                masks[f"{prefix}.{name}" if prefix else name] = mask
+    return masks
+
+
+def finalize_(model: nn.Module) -> nn.Module:
+    """End pruning: apply every mask of a model one last time, then drop masks and hooks; the zeros stay.
+
+    From then on the model is an ordinary one, and training fills the zeros again.
+
+    Parameters
+    ----------
+    model : Module
+        With or without masks.
+
+    Returns
+    -------
+    Module
+        The model itself.
+
+    Raises
+    ------
+    TypeError
+        When model is not a module.
+
+    Examples
+    --------
+    >>> import pycompress as pc
+    >>> model = nn.Sequential(nn.Linear(4, 2))
+    >>> _ = pc.prune_(model, sparsity=0.5)
+    >>> int((pc.finalize_(model)[0].weight == 0).sum())
+    4
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        for name in _masked_names(module):
+            _detach(module, name)
+    return model
+
+
+def _detach(module: nn.Module, name: str) -> None:
+    parameter = module._parameters.get(name)
+    if parameter is not None:
+        _zero(module, name, parameter)
+        watch = _known(parameter)
+        if watch is not None:
+            watch.owners.pop(module, None)
+            if not watch.owners:
+                del _watches[parameter]
+                if watch.handle is not None:
+                    watch.handle.remove()
+    delattr(module, _PREFIX + name)
+    hook_tables: tuple[dict[int, Any], ...] = (module._forward_pre_hooks, module._load_state_dict_post_hooks)
+    for hooks in hook_tables:
+        for key in [key for key, hook in hooks.items() if isinstance(hook, _Guard) and hook.name == name]:
+            del hooks[key]
+
+
+def _masked_names(module: nn.Module) -> list[str]:
+    return [name.removeprefix(_PREFIX) for name in module._buffers if name.startswith(_PREFIX)]
+
+
+def _parameter(module: nn.Module, name: str) -> nn.Parameter:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    parameter = module._parameters.get(name)
+    if parameter is None:
+        raise ValueError(f"name must be one of the module's parameters {list(module._parameters)}, got {name!r}")
+    return parameter
+
+
+class _Guard:
+    """The hook of a masked parameter, before a forward and after a load; knows the name only, so copies are right."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, _arguments: Any) -> None:
+        parameter = module._parameters[self.name]
+        if isinstance(parameter, nn.Parameter):
+            if not torch.compiler.is_compiling():
+                _watch(module, self.name, parameter)
+            _zero(module, self.name, parameter)
+        elif parameter is not None:  # lent for one call by torch.func.functional_call, which takes it back
+            module._parameters[self.name] = parameter.masked_fill(module._buffers[_PREFIX + self.name], 0)
+
+
+def _zero(module: nn.Module, name: str, parameter: Tensor) -> None:
+    pruned = module._buffers[_PREFIX + name]
+    if pruned is not None:
+        parameter.data.masked_fill_(pruned, 0)
+
+
+@dataclass
+class _Watch:
+    """What the optimizer and gradient guards know of one parameter."""
+
+    owners: weakref.WeakKeyDictionary[nn.Module, str] = field(default_factory=weakref.WeakKeyDictionary)
+    handle: RemovableHandle | None = None
+
+
+_watches: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of _Watch; parameters of masked modules
+
+
+def _known(parameter: Tensor) -> _Watch | None:
+    watch: _Watch | None = _watches.get(parameter)  # type: ignore[no-untyped-call]
+    return watch
+
+
+def _watch(module: nn.Module, name: str, parameter: nn.Parameter) -> _Watch:
+    """Make the optimizer and gradient guards know a parameter: when masked, and at the first forward of a copy."""
+    watch = _known(parameter)
+    if watch is None:
+        _guard_optimizers()
+        watch = _watches[parameter] = _Watch()
+    if module not in watch.owners:
+        watch.owners[module] = name
+    if watch.handle is None and parameter.requires_grad:
+        watch.handle = parameter.register_post_accumulate_grad_hook(_zero_gradient)  # type: ignore[no-untyped-call]
+    return watch
+
+
+def _pruned(parameter: Tensor) -> Tensor | None:
+    watch = _known(parameter)
+    if watch is not None:
+        for module, name in watch.owners.items():
+            if module._parameters.get(name) is parameter:
+                return module._buffers.get(_PREFIX + name)
+    return None
+
+
+def _zero_gradient(parameter: Tensor) -> None:
+    gradient, pruned = parameter.grad, _pruned(parameter)
+    if pruned is not None and gradient is not None and gradient.layout == torch.strided:
+        gradient.data.masked_fill_(pruned, 0)
+
+
+@functools.cache
+def _guard_optimizers() -> RemovableHandle:
+    """Register the one hook of this process on all optimizers, when the first mask is made."""
+    return register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            pruned = _pruned(parameter)
+            if pruned is not None:
+                parameter.data.masked_fill_(pruned, 0)
