@@ -227,6 +227,6 @@ def _positive(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
     number = float(np.float32(value))
-    if not 0 < number < np.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+    if not ZERO_ROW <= number < np.inf:
+        raise ValueError(f"{name} must be finite and at least 2^-100, got {value}")
     return number

@@ -161,8 +161,9 @@ def column_scores(x: Float, power: int, threads: int) -> Float:
 
 
 def kth_magnitude(arrays: list[Float], k: int, threads: int) -> float:
-    """The k-th smallest (from 1) magnitude over flat arrays."""
-    return float(np.partition(np.abs(np.concatenate(arrays)), k - 1)[k - 1])
+    """Return the k-th smallest (from 1) magnitude over flat arrays; NaN when there is one."""
+    magnitudes = np.abs(np.concatenate(arrays))
+    return float("nan") if np.isnan(magnitudes).any() else float(np.partition(magnitudes, k - 1)[k - 1])
 
 
 def apply_threshold(flat: Float, threshold: float, threads: int) -> int:

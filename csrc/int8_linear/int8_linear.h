@@ -1,0 +1,50 @@
+// int8_linear: y = activation(float(q_x . q_w) * (s_x * s_w) + bias), and the exact integer product.
+//
+// Formula, all in fp32, each operation rounded once, ties to even. Per row of x: m = max|x|; q = clamp(rint(x * (127/m)),
+// -127, 127); y = float(sum) * ((m/127) * s_w[o]) + bias[o]; then the activation. A row with m < 2^-100 counts as zeros.
+// With a static input scale s: q = clamp(rint(x * (1/s)), -127, 127), and s in the place of m/127. A row that holds NaN
+// or infinity gives NaN. The integer mode takes q itself, any int8, and gives the sums.
+//
+// Layout of the weight, one for all x86 levels: panels of 32 outputs, each one sequential stream
+//   [panel][in/64][2 tiles][16 groups of 4 inputs][16 outputs x 4 inputs],
+// where the last block has only the groups that `in`, padded to 4, needs. A 64-byte line is a VNNI operand, and 16 lines
+// are an AMX B tile. Outputs are padded with zeros to 32.
+//
+// Sums are exact for any `in`: int32 inside a chunk of 131 008 inputs (2^14 * 131 008 < 2^31), int64 beyond one.
+// Threads: over panels and rows; rows are quantized first, outside the loop over outputs.
+// Cost: out*in bytes read once for up to max_rows rows, rows*in*out multiply-adds.
+// Source of the dynamic scheme: Jacob et al. 2018 (arXiv:1712.05877), symmetric.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pycompress {
+
+constexpr std::size_t int8_panel = 32;           // outputs in a panel
+constexpr std::size_t int8_sum_chunk = 131008;   // inputs whose products fit into int32 for sure; multiple of 64
+
+struct int8_weight {
+  std::size_t out_features, in_features;
+  std::size_t panels;         // ceil(out / 32)
+  std::size_t groups;         // ceil(in / 4)
+  const std::int8_t* data;    // panels * groups * 128 bytes
+  const std::int32_t* sums;   // [chunks of in][panels * 32]: sum of the weights, the compensation of unsigned kernels
+  const float* scale;         // [panels * 32]
+  const float* bias;          // [panels * 32], zeros without a bias
+  float input_scale;          // 0: dynamic
+};
+
+struct int8_linear_call {
+  const int8_weight* weight;
+  std::size_t rows;
+  int threads;
+  int activation;             // 0 none, 1 ReLU
+  const float* x;             // [rows, in], or null in integer mode
+  float* y;                   // [rows, out]
+  const std::int8_t* q;       // integer mode: [rows, in]
+  std::int32_t* product;      // integer mode: [rows, out]
+  bool* overflow;             // integer mode: set when a sum does not fit into int32
+};
+
+}  // namespace pycompress

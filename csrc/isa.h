@@ -1,0 +1,60 @@
+// CPU levels: their names, their detection, and the regions of source that are compiled for one of them.
+//
+// A level is a CPU generation with a fixed list of features, all of them checked by CPUID and XGETBV.
+//
+// An ISA file looks like this, and `<operation>/loop.inc` holds what the levels share:
+//
+//     #include "../isa.h"                     // headers and baseline declarations first
+//     #include "int8_linear.h"
+//     PYCOMPRESS_BEGIN_AVX2
+//     namespace { ... #include "loop.inc" ... }   // all but the exported function: anonymous namespace
+//     namespace pycompress { void int8_linear_avx2(const int8_linear_call& call) { ... } }
+//     PYCOMPRESS_END
+//
+// No object with dynamic initialisation may stand in a region. The levels to come (avxvnni, avx512icl, amx, neon,
+// neondot, i8mm) need a line here and their files; `kernels.def` lists what exists.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__x86_64__)
+#define PYCOMPRESS_X86 1
+#include <immintrin.h>
+#else
+#define PYCOMPRESS_X86 0
+#endif
+
+namespace pycompress {
+
+enum class Isa : int { scalar, avx2, avxvnni, avx512, avx512vnni, avx512icl, amx, neon, neondot, i8mm };
+
+constexpr int isa_count = 10;
+
+// Name of a level, as in PYCOMPRESS_ISA.
+const char* isa_name(Isa isa);
+
+// Whether this CPU and its operating system run the level.
+bool cpu_has(Isa isa);
+
+// Whether a CPU of `level` runs a kernel written for `kernel`.
+bool implies(Isa level, Isa kernel);
+
+}  // namespace pycompress
+
+#if defined(__clang__)
+#define PYCOMPRESS_PRAGMA(text) _Pragma(#text)
+#define PYCOMPRESS_BEGIN(features) \
+  PYCOMPRESS_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define PYCOMPRESS_END _Pragma("clang attribute pop")
+#else
+#define PYCOMPRESS_PRAGMA(text) _Pragma(#text)
+#define PYCOMPRESS_BEGIN(features) _Pragma("GCC push_options") PYCOMPRESS_PRAGMA(GCC target(features))
+#define PYCOMPRESS_END _Pragma("GCC pop_options")
+#endif
+
+#define PYCOMPRESS_BEGIN_AVX2 PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2")
+#define PYCOMPRESS_BEGIN_AVX512 \
+  PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#define PYCOMPRESS_BEGIN_AVX512VNNI \
+  PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")

@@ -1,0 +1,19 @@
+// quantize on AVX-512: the plain loops, vectorized by the compiler for this level.
+#include "../isa.h"
+#include "../thread_pool.h"
+#include "quantize.h"
+
+#if PYCOMPRESS_X86
+PYCOMPRESS_BEGIN_AVX512
+namespace pycompress {
+namespace {
+
+#include "loop.inc"
+
+}  // namespace
+
+void quantize_avx512(const quantize_call& call) { run(call); }
+
+}  // namespace pycompress
+PYCOMPRESS_END
+#endif

@@ -1,0 +1,15 @@
+// threshold for any CPU: the plain loop.
+#include "../isa.h"
+#include "../thread_pool.h"
+#include "threshold.h"
+
+namespace pycompress {
+namespace {
+
+#include "loop.inc"
+
+}  // namespace
+
+void threshold_scalar(const threshold_call& call) { run(call); }
+
+}  // namespace pycompress

@@ -1,0 +1,92 @@
+"""The C++ kernels, under the names of `reference.py`.
+
+A packed state knows its kernel: the level is chosen once, in `pack_int8` and `pack_sparse`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _native
+from . import backends
+
+Float = NDArray[np.float32]
+
+
+def levels() -> list[str]:
+    """Return the instruction set levels that this CPU runs, lowest first."""
+    return _native.levels()
+
+
+def pack_int8(
+    weight: NDArray[np.int8], scale: Float, bias: Float | None, input_scale: float | None
+) -> _native.Int8State:
+    """Lay an int8 weight [out, in] out in panels."""
+    return _native.pack_int8(weight, scale, bias, input_scale, backends.isa_name())
+
+
+def unpack_int8(state: _native.Int8State) -> NDArray[np.int8]:
+    """Return the integers [out, in]."""
+    return state.unpack()
+
+
+def pack_sparse(weight: Float, bias: Float | None) -> _native.SparseState:
+    """Lay a pruned weight [out, in] out in tiles whose outputs are sorted by their count of weights."""
+    return _native.pack_sparse(weight, bias, backends.isa_name())
+
+
+def unpack_sparse(state: _native.SparseState) -> Float:
+    """Return the dense weight [out, in]."""
+    return state.unpack()
+
+
+def int8_linear(x: Float, state: _native.Int8State, activation: int, threads: int) -> Float:
+    """Multiply rows [rows, in] with an int8 weight."""
+    return state.linear(x, activation, threads)
+
+
+def sparse_linear(x: Float, state: _native.SparseState, activation: int, threads: int) -> Float:
+    """Multiply rows [rows, in] with a sparse weight."""
+    return state.linear(x, activation, threads)
+
+
+def int8_matmul(a: NDArray[np.int8], b: NDArray[np.int8], threads: int) -> NDArray[np.int32]:
+    """``a [m, k] @ b [k, n]``; raises OverflowError when a sum does not fit into int32."""
+    return _native.int8_matmul(a, b, threads, backends.isa_name())
+
+
+def quantize(x: Float, scale: Float, zero_point: Float, low: int, high: int, dtype: Any, threads: int) -> NDArray[Any]:
+    """``q = clamp(rint(x / scale + zero_point), low, high)``, x [groups, n]."""
+    q = np.empty(x.shape, dtype)
+    _native.quantize(x, q, scale, zero_point, low, high, False, threads, backends.isa_name())
+    return q
+
+
+def dequantize(q: NDArray[Any], scale: Float, zero_point: Float, threads: int) -> Float:
+    """``x = (q - zero_point) * scale``, q [groups, n]."""
+    x = np.empty(q.shape, np.float32)
+    _native.quantize(x, q, scale, zero_point, 0, 0, True, threads, backends.isa_name())
+    return x
+
+
+def row_scores(x: Float, power: int, threads: int) -> Float:
+    """L1 (power 1) or L2 (power 2) norm of each row of x [rows, columns]."""
+    return _native.scores(x, power, False, threads, backends.isa_name())
+
+
+def column_scores(x: Float, power: int, threads: int) -> Float:
+    """L1 (power 1) or L2 (power 2) norm of each column of x [rows, columns]."""
+    return _native.scores(x, power, True, threads, backends.isa_name())
+
+
+def kth_magnitude(arrays: list[Float], k: int, threads: int) -> float:
+    """Return the k-th smallest (from 1) magnitude over flat arrays; NaN when there is one."""
+    return _native.kth_magnitude(arrays, k, threads, backends.isa_name())
+
+
+def apply_threshold(flat: Float, threshold: float, threads: int) -> int:
+    """Set entries with magnitude <= threshold to 0 in place; return their count."""
+    return _native.threshold(flat, threshold, threads, backends.isa_name())
