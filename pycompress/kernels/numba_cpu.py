@@ -9,14 +9,14 @@ Inputs are handed to Numba read-only and aligned, so that each kernel is compile
 slices): Numba tests other indices for being negative, and such a loop is not vectorised.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# (Numba infers the types of the kernels.)
+
 from __future__ import annotations
 
-import collections
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 from numba import njit
@@ -24,10 +24,8 @@ from numpy.typing import NDArray
 
 from . import reference
 from .reference import ZERO_ROW, Float, Int8Array, Int8State, SparseState
+from .threads import run
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-_CHUNK_NS = 250_000  # work that is worth one call of a kernel; a Python thread can be interrupted between chunks
 _ROWS, _OUTPUTS = 64, 16  # tile of an int8 product: 16 rows of weights stay in the L1 cache
 _PANEL = 32  # rows that a sparse weight is multiplied with at a time
 _FEW_ROWS = 2  # rows that are not worth a panel
@@ -40,55 +38,17 @@ _MAGNITUDE = 0x7FFFFFFF
 _LOW_BITS = 15
 
 
-def _kernel(function: _F) -> _F:
+def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile function when it is first called; the machine code is kept on disk where that is possible."""
     try:
-        return cast(_F, njit(nogil=True, error_model="numpy", cache=True)(function))
+        return cast("Callable[..., Any]", njit(nogil=True, error_model="numpy", cache=True)(function))
     except RuntimeError:  # neither __pycache__ nor a user's cache directory can be written
-        return cast(_F, njit(nogil=True, error_model="numpy")(function))
+        return cast("Callable[..., Any]", njit(nogil=True, error_model="numpy")(function))
 
 
-# Threads
-
-_pool: ThreadPoolExecutor | None = None
-
-
-def _executor() -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(os.cpu_count() or 1, "pycompress")
-    return _pool
-
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)  # the parent's threads don't exist in the child
-
-
-def _run(kernel: Callable[..., Any], count: int, item_ns: float, threads: int, *arguments: Any) -> None:
-    """Call ``kernel(*arguments, first, last)`` over chunks of [0, count); an item takes about ``item_ns``.
-
-    The caller works too, and never waits for a helper that has not begun.
-    """
-    size = max(1, int(_CHUNK_NS / item_ns))
-    starts = iter(range(0, count, size))
-
-    def work() -> None:
-        for start in starts:
-            kernel(*arguments, start, min(start + size, count))
-
-    helpers = [_executor().submit(work) for _ in range(min(threads, -(-count // size)) - 1)]
-    try:
-        work()
-    finally:
-        collections.deque(starts, maxlen=0)  # after Ctrl-C no further chunk is begun
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+def _inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Copy function into the kernels that use it: calling it for every sum would cost a fifth of the speed."""
+    return cast("Callable[..., Any]", njit(inline="always", error_model="numpy")(function))
 
 
 def _input(array: NDArray[Any]) -> NDArray[Any]:
@@ -96,9 +56,6 @@ def _input(array: NDArray[Any]) -> NDArray[Any]:
     view = np.require(array, requirements="A").view()
     view.flags.writeable = False
     return view
-
-
-# Packing
 
 
 def pack_int8(weight: Int8Array, scale: Float, bias: Float | None, input_scale: float | None) -> Int8State:
@@ -123,11 +80,8 @@ unpack_int8 = reference.unpack_int8
 unpack_sparse = reference.unpack_sparse
 
 
-# int8 products
-
-
 @_kernel
-def _quantize_rows(x, bits, static_scale, q, scales, first, last):  # type: ignore[no-untyped-def]
+def _quantize_rows(x, bits, static_scale, q, scales, first, last):
     """Quantize rows to int8 values, held as int16: that is the operand of the multiply-add that LLVM picks."""
     one, limit = np.float32(1), np.float32(127)
     scale_bits = scales.view(np.uint32)
@@ -154,20 +108,21 @@ def _quantize_rows(x, bits, static_scale, q, scales, first, last):  # type: igno
             q[r, k] = np.int16(min(max(np.rint(x[r, k] * factor), -limit), limit))
 
 
-@_kernel
-def _dot(q, w, r, o):  # type: ignore[no-untyped-def]
+@_inlined
+def _dot(q, w, r, o):
     """Exact sum over k of q[r, k] * w[o, k]."""
     total = np.int64(0)
     for start in range(0, q.shape[1], _PART):
+        a, b = q[r, start : start + _PART], w[o, start : start + _PART]
         part = np.int32(0)
-        for k in range(np.uint64(start), np.uint64(min(start + _PART, q.shape[1]))):
-            part = np.int32(part + np.int32(q[r, k]) * np.int32(w[o, k]))
+        for k in range(a.size):
+            part = np.int32(part + np.int32(a[k]) * np.int32(b[k]))
         total += part
     return total
 
 
 @_kernel
-def _int8_tiles(q, row_scales, weight, scales, bias, activation, y, first, last):  # type: ignore[no-untyped-def]
+def _int8_tiles(q, row_scales, weight, scales, bias, activation, y, first, last):
     row_blocks = (y.shape[0] + _ROWS - 1) // _ROWS
     for tile in range(first, last):
         o0, r0 = tile // row_blocks * _OUTPUTS, tile % row_blocks * _ROWS
@@ -178,7 +133,7 @@ def _int8_tiles(q, row_scales, weight, scales, bias, activation, y, first, last)
 
 
 @_kernel
-def _matmul_tiles(a, b, c, first, last):  # type: ignore[no-untyped-def]
+def _matmul_tiles(a, b, c, first, last):
     row_blocks = (c.shape[0] + _ROWS - 1) // _ROWS
     for tile in range(first, last):
         o0, r0 = tile // row_blocks * _OUTPUTS, tile % row_blocks * _ROWS
@@ -190,7 +145,7 @@ def _matmul_tiles(a, b, c, first, last):  # type: ignore[no-untyped-def]
 def _tiles(rows: int, outputs: int, features: int) -> tuple[int, float]:
     """Return the number of tiles of an int8 product and the nanoseconds that one takes."""
     count = -(-rows // _ROWS) * -(-outputs // _OUTPUTS)
-    return count, min(rows, _ROWS) * min(outputs, _OUTPUTS) * (10 + features / 40)
+    return count, min(rows, _ROWS) * min(outputs, _OUTPUTS) * (10 + features / 40) + 1
 
 
 def int8_linear(x: Float, state: Int8State, activation: int, threads: int) -> Float:
@@ -201,9 +156,9 @@ def int8_linear(x: Float, state: Int8State, activation: int, threads: int) -> Fl
     y = np.empty((rows, state.weight.shape[0]), np.float32)
     x = _input(x)
     static_scale = np.float32(0 if state.input_scale is None else state.input_scale)
-    _run(_quantize_rows, rows, 20 + features / 2, threads, x, x.view(np.uint32), static_scale, q, scales)
+    run(_quantize_rows, rows, 20 + features / 2, threads, x, x.view(np.uint32), static_scale, q, scales)
     arguments = (_input(q), _input(scales), state.weight, state.scale, state.bias, activation, y)
-    _run(_int8_tiles, *_tiles(rows, y.shape[1], features), threads, *arguments)
+    run(_int8_tiles, *_tiles(rows, y.shape[1], features), threads, *arguments)
     return y
 
 
@@ -212,16 +167,15 @@ def int8_matmul(a: Int8Array, b: Int8Array, threads: int) -> NDArray[np.int64] |
     rows, features = a.shape
     c = np.empty((rows, b.shape[1]), np.int32 if features < 1 << 17 else np.int64)
     left, right = _input(a.astype(np.int16)), _input(np.ascontiguousarray(b.T))
-    _run(_matmul_tiles, *_tiles(rows, c.shape[1], features), threads, left, right, c)
+    run(_matmul_tiles, *_tiles(rows, c.shape[1], features), threads, left, right, c)
     return c
 
 
-# Sparse products
-# For every row the products are summed in the same order: four at a time, then one by one.
+# Sparse products: for every row they are summed in the same order: four at a time, then one by one.
 
 
 @_kernel
-def _sparse_row(x, starts, columns, values, bias, activation, y, first, last):  # type: ignore[no-untyped-def]
+def _sparse_row(x, starts, columns, values, bias, activation, y, first, last):
     for o in range(first, last):
         tail = starts[o + 1] - (starts[o + 1] - starts[o]) % 4
         for r in range(x.shape[0]):
@@ -236,7 +190,7 @@ def _sparse_row(x, starts, columns, values, bias, activation, y, first, last):  
 
 
 @_kernel
-def _transpose_panels(x, panels, first, last):  # type: ignore[no-untyped-def]
+def _transpose_panels(x, panels, first, last):
     """panels[p, i, l] = x[p * _PANEL + l, i], 0 behind the last row."""
     for p in range(first, last):
         rows = min(_PANEL, x.shape[0] - p * _PANEL)
@@ -246,7 +200,7 @@ def _transpose_panels(x, panels, first, last):  # type: ignore[no-untyped-def]
 
 
 @_kernel
-def _sparse_panels(panels, starts, columns, values, bias, activation, y, first, last):  # type: ignore[no-untyped-def]
+def _sparse_panels(panels, starts, columns, values, bias, activation, y, first, last):
     totals = np.empty(_PANEL, np.float32)
     blocks = (y.shape[1] + _OUTPUTS - 1) // _OUTPUTS
     for tile in range(first, last):
@@ -281,21 +235,18 @@ def sparse_linear(x: Float, state: SparseState, activation: int, threads: int) -
     x = _input(x)
     if in_panels:
         panels = np.empty((-(-in_panels // _PANEL), features, _PANEL), np.float32)
-        _run(_transpose_panels, len(panels), 20 + features * _PANEL, threads, x[:in_panels], panels)
+        run(_transpose_panels, len(panels), 20 + features * _PANEL, threads, x[:in_panels], panels)
         count = len(panels) * -(-out_features // _OUTPUTS)
         tile_ns = _OUTPUTS * (50 + average * 3)
-        _run(_sparse_panels, count, tile_ns, threads, _input(panels), *weight, y[:in_panels])
+        run(_sparse_panels, count, tile_ns, threads, _input(panels), *weight, y[:in_panels])
     if in_panels < rows:
         item_ns = (rows - in_panels) * (5 + average)
-        _run(_sparse_row, out_features, item_ns, threads, x[in_panels:], *weight, y[in_panels:])
+        run(_sparse_row, out_features, item_ns, threads, x[in_panels:], *weight, y[in_panels:])
     return y
 
 
-# Quantization
-
-
 @_kernel
-def _quantize_tiles(x, scale, zero_point, low, high, q, first, last):  # type: ignore[no-untyped-def]
+def _quantize_tiles(x, scale, zero_point, low, high, q, first, last):
     blocks = (x.shape[1] + _COLUMNS - 1) // _COLUMNS
     for tile in range(first, last):
         g, start = tile // blocks, tile % blocks * _COLUMNS
@@ -306,7 +257,7 @@ def _quantize_tiles(x, scale, zero_point, low, high, q, first, last):  # type: i
 
 
 @_kernel
-def _dequantize_tiles(q, scale, zero_point, x, first, last):  # type: ignore[no-untyped-def]
+def _dequantize_tiles(q, scale, zero_point, x, first, last):
     blocks = (q.shape[1] + _COLUMNS - 1) // _COLUMNS
     for tile in range(first, last):
         g, start = tile // blocks, tile % blocks * _COLUMNS
@@ -320,14 +271,14 @@ def quantize(x: Float, scale: Float, zero_point: Float, low: int, high: int, dty
     q = np.empty(x.shape, dtype)
     ends = np.float32(low), np.float32(high)
     arguments = (_input(x), _input(scale), _input(zero_point), *ends, q)
-    _run(_quantize_tiles, *_column_tiles(x.shape), threads, *arguments)
+    run(_quantize_tiles, *_column_tiles(x.shape), threads, *arguments)
     return q
 
 
 def dequantize(q: NDArray[Any], scale: Float, zero_point: Float, threads: int) -> Float:
     """``x = (q - zero_point) * scale``, q [groups, n], scale and zero_point [groups]."""
     x = np.empty(q.shape, np.float32)
-    _run(_dequantize_tiles, *_column_tiles(q.shape), threads, _input(q), _input(scale), _input(zero_point), x)
+    run(_dequantize_tiles, *_column_tiles(q.shape), threads, _input(q), _input(scale), _input(zero_point), x)
     return x
 
 
@@ -336,11 +287,8 @@ def _column_tiles(shape: tuple[int, ...]) -> tuple[int, float]:
     return groups * -(-columns // _COLUMNS), 10 + min(columns, _COLUMNS) / 2
 
 
-# Scores and thresholds
-
-
 @_kernel
-def _row_sums(x, power, sums, first, last):  # type: ignore[no-untyped-def]
+def _row_sums(x, power, sums, first, last):
     lanes = np.empty(_LANES, np.float64)
     whole = x.shape[1] // _LANES * _LANES
     for r in range(first, last):
@@ -356,7 +304,7 @@ def _row_sums(x, power, sums, first, last):  # type: ignore[no-untyped-def]
 
 
 @_kernel
-def _column_sums(x, power, sums, first, last):  # type: ignore[no-untyped-def]
+def _column_sums(x, power, sums, first, last):
     part = sums[first:last]
     for r in range(x.shape[0]):
         row = x[r, first:last]
@@ -368,14 +316,14 @@ def _column_sums(x, power, sums, first, last):  # type: ignore[no-untyped-def]
 def row_scores(x: Float, power: int, threads: int) -> Float:
     """L1 (power 1) or L2 (power 2) norm of each row of x [rows, columns]."""
     sums = np.empty(x.shape[0], np.float64)
-    _run(_row_sums, x.shape[0], 20 + x.shape[1] / 2, threads, _input(x), power, sums)
+    run(_row_sums, x.shape[0], 20 + x.shape[1] / 2, threads, _input(x), power, sums)
     return _norms(sums, power)
 
 
 def column_scores(x: Float, power: int, threads: int) -> Float:
     """L1 (power 1) or L2 (power 2) norm of each column of x [rows, columns]."""
     sums = np.zeros(x.shape[1], np.float64)
-    _run(_column_sums, x.shape[1], 1 + x.shape[0] / 2, threads, _input(x), power, sums)
+    run(_column_sums, x.shape[1], 1 + x.shape[0] / 2, threads, _input(x), power, sums)
     return _norms(sums, power)
 
 
@@ -384,7 +332,7 @@ def _norms(sums: NDArray[np.float64], power: int) -> Float:
 
 
 @_kernel
-def _histogram(bits, shift, prefix, counts, first, last):  # type: ignore[no-untyped-def]
+def _histogram(bits, shift, prefix, counts, first, last):
     """Count the bits below ``shift`` of the magnitudes that begin with prefix; NaN counts as the largest magnitude."""
     below = max(shift - _LOW_BITS - 1, 0)
     mask = np.uint32(counts.size - 1)
@@ -398,7 +346,7 @@ def _histogram(bits, shift, prefix, counts, first, last):  # type: ignore[no-unt
 
 
 def _select(arrays: list[NDArray[np.uint32]], shift: int, prefix: int, k: int, threads: int) -> tuple[int, int, bool]:
-    """Return the bin that the k-th magnitude with this prefix falls in, the rank inside, and whether the last is used."""
+    """Return the bin of the k-th magnitude with this prefix, its rank in the bin, and whether the last bin is used."""
     bins = 1 << min(shift, _LOW_BITS + 1)
     spare: list[NDArray[np.int64]] = []  # one histogram for each thread
 
@@ -412,7 +360,7 @@ def _select(arrays: list[NDArray[np.uint32]], shift: int, prefix: int, k: int, t
             _histogram(bits, np.uint32(shift), np.uint32(prefix), counts, first, last)
             spare.append(counts)
 
-        _run(count, bits.size, 1.0, threads)
+        run(count, bits.size, 1.0, threads)
     ends = np.cumsum(np.sum(spare, axis=0))
     chosen = int(np.searchsorted(ends, k))
     return chosen, k - (int(ends[chosen - 1]) if chosen else 0), bool(ends[-1] != ends[-2])
@@ -429,7 +377,7 @@ def kth_magnitude(arrays: list[Float], k: int, threads: int) -> float:
 
 
 @_kernel
-def _zero_small(flat, threshold, first, last):  # type: ignore[no-untyped-def]
+def _zero_small(flat, threshold, first, last):
     part = flat[first:last]
     count = 0
     for i in range(part.size):
@@ -446,5 +394,5 @@ def apply_threshold(flat: Float, threshold: float, threads: int) -> int:
     def part(first: int, last: int) -> None:
         counts.append(_zero_small(flat, np.float32(threshold), first, last))
 
-    _run(part, flat.size, 0.5, threads)
+    run(part, flat.size, 0.5, threads)
     return sum(counts)
