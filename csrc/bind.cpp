@@ -255,7 +255,7 @@ class SparseState {
       : kernel_(find<sparse_linear_call>(level)), bias_(static_cast<std::size_t>(weight.shape(0))) {
     const auto out = static_cast<std::size_t>(weight.shape(0)), in = static_cast<std::size_t>(weight.shape(1));
     // Enough tiles to share among threads, each high enough for runs of equal counts.
-    const std::size_t tile = std::clamp<std::size_t>((out / 8 + 15) / 16 * 16, 64, 256);
+    const std::size_t tile = std::clamp<std::size_t>((out / 4 + 15) / 16 * 16, 64, 256);
     const std::size_t tiles = (out + tile - 1) / tile, blocks = (in + sparse_block - 1) / sparse_block;
     for (std::size_t t = 0; t < tiles; ++t) {
       for (std::size_t b = 0; b < blocks; ++b) {
