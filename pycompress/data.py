@@ -34,15 +34,6 @@ _CHUNK = 1024
 def forward(model: torch.nn.Module, inputs: Tree) -> Any:
     """Call the model: ``model(*inputs)`` for a tuple, ``model(**inputs)`` for a dict, else ``model(inputs)``.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-    inputs : tensor, tuple or dict of tensors
-
-    Returns
-    -------
-    what the model returns
-
     Examples
     --------
     >>> forward(torch.nn.Identity(), torch.tensor([1.0, 2.0]))
@@ -90,7 +81,7 @@ def check(data: Data, name: str = "data", *, finite: bool = False) -> None:
         for inputs, _ in batches(data, _CHUNK, name=name):
             if finite:
                 _check_finite(inputs, name)
-    elif _is_dataset(data):
+    elif is_dataset(data):
         take(data, [0], name)
 
 
@@ -122,12 +113,12 @@ def as_pair(data: Data, name: str = "data") -> tuple[Tree, Tree] | None:
         )
     if isinstance(data, IterableDataset):
         raise TypeError(f"{name} must be {_DATA}, got {type(data).__name__}: wrap it in a DataLoader")
-    if not _is_dataset(data) and (
+    if not is_dataset(data) and (
         isinstance(data, (torch.Tensor, np.ndarray, dict, str, bytes, set, tuple)) or not isinstance(data, Iterable)
     ):
         of = f" of {len(data)} (a pair is a tuple of 2, batches are a list)" if isinstance(data, tuple) else ""
         raise TypeError(f"{name} must be {_DATA}, got {type(data).__name__}{of}")
-    if isinstance(data, list) or _is_dataset(data):
+    if isinstance(data, list) or is_dataset(data):
         _check_size(len(data), name)
     return None
 
@@ -175,7 +166,7 @@ def batches(
         inputs, targets = pair
         order = _order(length(targets), batch_size, shuffle, generator)
         return ((pick(inputs, rows), pick(targets, rows)) for rows in order)
-    if _is_dataset(data):
+    if is_dataset(data):
         order = _order(len(data), batch_size, shuffle, generator)
         items = torch.arange(len(data))
         return (take(data, items[rows].tolist(), name) for rows in order)
@@ -208,7 +199,7 @@ def size(data: Data, name: str = "data") -> int:
     pair = as_pair(data, name)
     if pair is not None:
         return length(pair[1])
-    if _is_dataset(data):
+    if is_dataset(data):
         return len(data)
     return sum(length(targets) for _, targets in batches(data, _CHUNK, name=name))
 
@@ -243,7 +234,7 @@ def take(data: Data, indices: Sequence[int] | torch.Tensor, name: str = "data") 
     pair = as_pair(data, name)
     if len(indices) == 0:
         raise ValueError("indices must not be empty, got none")
-    if pair is None and _is_dataset(data):
+    if pair is None and is_dataset(data):
         return _pair(default_collate([_two(data[int(i)], name, f"item {i}") for i in indices]), name, "")
     inputs, targets = gather(data, name) if pair is None else pair
     order = torch.as_tensor(indices, dtype=torch.int64)
@@ -290,6 +281,20 @@ def pick(tree: Tree, index: torch.Tensor | slice) -> Tree:
     return _map(lambda leaf: leaf[index], tree)
 
 
+def is_dataset(data: Data) -> bool:
+    """Whether data is a map-style Dataset: items by index, and a length.
+
+    Examples
+    --------
+    >>> is_dataset(TensorDataset(torch.zeros(2)))
+    True
+    """
+    if isinstance(data, (IterableDataset, tuple, list, torch.Tensor, np.ndarray, dict, str, bytes)):
+        return False
+    sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return sized and (isinstance(data, Dataset) or not isinstance(data, Iterable))
+
+
 def _own_batches(data: Iterable[Any], name: str) -> Iterator[tuple[Tree, Tree]]:
     number = -1
     for number, batch in enumerate(data):
@@ -306,13 +311,6 @@ def _order(
     joins = batch_size > 1 and count > batch_size and count % batch_size == 1
     ends = range(batch_size, count - 1 if joins else count, batch_size)
     return torch.tensor_split(torch.randperm(count, generator=generator), tuple(ends))
-
-
-def _is_dataset(data: object) -> bool:
-    if isinstance(data, (IterableDataset, tuple, list, torch.Tensor, np.ndarray, dict, str, bytes)):
-        return False
-    sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    return sized and (isinstance(data, Dataset) or not isinstance(data, Iterable))
 
 
 def _two(pair: Any, name: str, where: str) -> tuple[Any, Any]:
