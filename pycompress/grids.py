@@ -3,10 +3,10 @@
 ``w = (q - zero_point) * scale`` in fp32, each operation rounded once, then rounded to the weight's own dtype. The
 record is a plain attribute of the module: copies and pickles carry it, ``state_dict`` does not change.
 
-A weight that is exactly zero always counts as on the grid, because pruned weights stay exactly zero also where an
-affine grid has no zero. Its integer is the one nearest to zero, and :func:`weight_from` gives the zero back when it is
-told which weights are zero. So whoever stores integers stores those of the nonzero weights and their positions, or all
-of them where ``has_zero(record)`` holds or no weight is zero.
+A weight that is exactly zero stays zero and always counts as on the grid, because pruned weights must stay zero also
+where an affine grid has no zero. Its integer is the one nearest to zero, and :func:`weight_from` gives the zero back
+when it is told which weights are zero. So whoever stores integers stores those of the nonzero weights with their
+positions; or all of them, where ``has_zero(record)`` holds or no weight is zero.
 """
 
 from __future__ import annotations
@@ -118,15 +118,34 @@ def integers(weight: Tensor, record: GridRecord) -> Tensor | None:
     weight = weight.detach()
     if record.scale.ndim and record.scale.shape != weight.shape[:1]:
         return None
-    scale, zero_point = _broadcast(record, weight)
     wide = weight.float()
-    low, high = limits(record)
-    q = torch.round(wide / scale + zero_point).clamp_(low, high)  # torch.round: ties to even
-    if weight.dtype == torch.float64 and not torch.equal(wide.double(), weight):
+    if not bool(torch.isfinite(wide).all()):
         return None
-    again = ((q - zero_point) * scale).to(weight.dtype)
-    if not bool(((again == weight) | (weight == 0)).all()):
-        return None
+    values = nearest(wide, record)
+    on_grid = (weight_from(values, record).to(weight.dtype) == weight) | (weight == 0)
+    return values if bool(on_grid.all()) else None
+
+
+def nearest(weight: Tensor, record: GridRecord) -> Tensor:
+    """Return the integers nearest to a weight, ``q = clamp(rint(w / scale + zero_point), low, high)`` in fp32.
+
+    Parameters
+    ----------
+    weight : [out, ...] float32, finite
+    record : GridRecord
+
+    Returns
+    -------
+    [shape of weight]
+        The types of :func:`integers`.
+
+    Examples
+    --------
+    >>> nearest(torch.tensor([[1.1, -99.0]]), GridRecord(Int8(), torch.tensor([0.5]), torch.tensor([0.0])))
+    tensor([[   2, -127]], dtype=torch.int8)
+    """
+    scale, zero_point = _broadcast(record, weight)
+    q = torch.round(weight / scale + zero_point).clamp_(*limits(record))  # torch.round: ties to even
     return q.to(_dtype(record, q))
 
 
