@@ -18,6 +18,23 @@ def is_tensor(x: object) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def is_plain_tensor(x: Any, features: int) -> bool:
+    """Whether x is a contiguous float32 CPU tensor with `features` > 0 in its last dimension that needs no grad."""
+    torch = sys.modules.get("torch")
+    return (
+        torch is not None
+        and isinstance(x, torch.Tensor)
+        and x.dtype is torch.float32
+        and x.is_cpu
+        and x.ndim > 0
+        and x.shape[-1] == features > 0
+        and x.layout is torch.strided
+        and x.is_contiguous()
+        and not x.is_neg()
+        and not (x.requires_grad and torch.is_grad_enabled())
+    )
+
+
 def view(x: ArrayLike, name: str) -> NDArray[Any]:
     """Return x as a NumPy array that shares its memory; bfloat16 tensors, which NumPy lacks, as a float32 copy.
 
@@ -86,5 +103,3 @@ def integer(value: object, name: str, low: int, high: int | None = None) -> int:
     if value < low or (high is not None and value > high):
         raise ValueError(f"{name} must be at least {low}{'' if high is None else f' and at most {high}'}, got {value}")
     return int(value)
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from .packed import PackedWeight
 
 Activation = Literal["relu"]
 Per = Literal["element", "row", "column"]
+
+_FLOAT32 = np.dtype(np.float32)
 
 ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1}
 
@@ -57,14 +60,25 @@ def linear(x: ArrayLike, packed: PackedWeight, activation: Activation | None = N
         raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or 'relu', got {activation!r}")
+    code = ACTIVATIONS[activation]
+    out_features, in_features = packed.shape
+    native = packed._native
+    if native is not None:  # the short ways of the common cases
+        if type(x) is np.ndarray:
+            if x.ndim == 2 and x.dtype is _FLOAT32 and x.shape[1] == in_features and x.flags.c_contiguous:
+                return native.linear(x, code, backends.get_num_threads())
+        elif arrays.is_plain_tensor(x, in_features):
+            y = sys.modules["torch"].empty((*x.shape[:-1], out_features))
+            threads = backends.get_num_threads(for_torch=True)
+            native.linear_into(x.data_ptr(), y.data_ptr(), x.numel() // in_features, code, threads)
+            return y
     array = arrays.float32(x, "x")
-    in_features = packed.shape[1]
     if array.ndim == 0 or array.shape[-1] != in_features:
         raise ValueError(f"x must have {in_features} features in its last dimension, got {arrays.describe(x)}")
-    rows = array.reshape(int(np.prod(array.shape[:-1])), in_features)
+    rows = array if array.ndim == 2 else array.reshape(int(np.prod(array.shape[:-1])), in_features)
     run = packed._module.int8_linear if isinstance(packed.format, Int8) else packed._module.sparse_linear
-    y = run(np.ascontiguousarray(rows), packed._state, ACTIVATIONS[activation], _threads(x))
-    return arrays.restore(y.reshape(*array.shape[:-1], packed.shape[0]), x)
+    y = run(np.ascontiguousarray(rows), packed._state, code, _threads(x))
+    return arrays.restore(y if array.ndim == 2 else y.reshape(*array.shape[:-1], out_features), x)
 
 
 def int8_matmul(a: ArrayLike, b: ArrayLike) -> Any:

@@ -38,7 +38,19 @@ class PackedWeight:
         Scale of the activations; None when it is found per row at run time.
     """
 
-    __slots__ = ("_module", "_state", "bias", "density", "format", "input_scale", "kernel", "nbytes", "scale", "shape")
+    __slots__ = (
+        "_module",
+        "_native",
+        "_state",
+        "bias",
+        "density",
+        "format",
+        "input_scale",
+        "kernel",
+        "nbytes",
+        "scale",
+        "shape",
+    )
 
     format: Format
     shape: tuple[int, int]
@@ -120,8 +132,8 @@ def pack(
 ) -> PackedWeight:
     """Pack a weight for :func:`linear`.
 
-    With :class:`Int8` a float weight is rounded to ``q = clamp(rint(w / s), -127, 127)`` with ``s[o] = max|w[o]| / 127``
-    (1 for a row of zeros), or with the given ``scale``; an int8 weight is kept as exactly those integers. With
+    With :class:`Int8` a float weight is rounded, ``q = clamp(rint(w / s), -127, 127)``, with ``s[o] = max|w[o]| / 127``
+    (1 for a row of zeros) or with the given ``scale``; an int8 weight is kept as exactly those integers. With
     :class:`Sparse` the nonzero weights are kept in fp32 (an int8 weight as the products ``q * scale``).
 
     Parameters
@@ -186,6 +198,7 @@ def pack(
     return PackedWeight(
         _module=module,
         _state=state,
+        _native=state if hasattr(state, "linear_into") else None,
         format=format,
         shape=(out_features, in_features),
         nbytes=int(state.nbytes),
@@ -203,9 +216,7 @@ def int8_scale(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(largest < ZERO_ROW, np.float32(1), largest / np.float32(127)).astype(np.float32)
 
 
-def _integers(
-    weight: NDArray[Any], scale: NDArray[np.float32] | None
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def _integers(weight: NDArray[Any], scale: NDArray[np.float32] | None) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     if scale is None:
         scale = int8_scale(weight)
     if weight.dtype == np.int8:
