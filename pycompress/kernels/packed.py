@@ -52,6 +52,9 @@ class PackedWeight:
         "shape",
     )
 
+    _module: Any  # the backend
+    _native: Any  # the state where it is a native one, which has a short way in; else None
+    _state: Any
     format: Format
     shape: tuple[int, int]
     nbytes: int

@@ -85,7 +85,7 @@ def unpack_sparse(state: SparseState) -> Float:
 
 def quantize_rows(x: Float, input_scale: float | None) -> tuple[Int8Array, Float]:
     """Quantize activations, x [rows, in], to int8 with a scale [rows]; the scale of a non-finite row is NaN."""
-    finite: NDArray[np.bool_] = np.isfinite(x).all(axis=1)
+    finite = cast("NDArray[np.bool_]", np.isfinite(x).all(axis=1))
     if input_scale is None:
         largest = np.abs(x).max(axis=1, initial=0).astype(np.float32)
         largest[~finite] = 0
