@@ -1,0 +1,371 @@
+"""Replace layers by packed ones: where that is measured to be faster, or where it is asked for by name."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import masks
+from .formats import Format, Int8, Sparse
+from .layers import LayerDecision, PackedLinear, decisions, set_decision
+from .linears import Shared, candidates, find, grid_records, joined, obstacle, replaced
+from .progress import track
+from .recording import Seen, record, relu_pairs, run
+from .selection import listed
+from .timing import Clock, compare
+
+
+def pack(
+    model: nn.Module,
+    example_inputs: Any,
+    format: Format | None = None,
+    force: bool = False,
+    *,
+    _clock: Clock = time.perf_counter,
+) -> nn.Module:
+    """Return a copy of a model for inference, in which each linear layer is replaced where that makes it faster.
+
+    Every nn.Linear that ``example_inputs`` reach is timed against packed candidates on the very inputs that it gets in
+    that forward pass, in turns with them (see :func:`pycompress.timing.compare`). It is replaced by the candidate with
+    the largest lower end of the 95 % interval of the speedup dense / packed, if that is above 1. An ``nn.ReLU`` that
+    follows in an ``nn.Sequential`` is fused, timed with it, and replaced by an ``nn.Identity``, so that no name
+    changes. :func:`explain` lists every decision and why; copies and pickles of the model keep them.
+
+    Without a ``format`` a candidate keeps the layer's numbers as ``quantize_`` and ``prune_`` left them: Int8 with
+    exactly the recorded integers and input scale where the weight still lies on its Int8 grid, and Sparse where less
+    than 70 % of the weights are not zero. Other layers stay dense.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On the CPU, with at least one nn.Linear. It is not changed.
+    example_inputs : tensor, array, or tuple or dict of them
+        What the model is called with, with the batch size that matters.
+    format : Int8 or Sparse, optional
+        The one format to try on every layer. A weight that lies on no Int8 grid is rounded by Int8.
+    force : bool
+        Replace without measuring.
+
+    Returns
+    -------
+    nn.Module
+        In eval mode; parameters that are left do not require grad; pruning masks are applied and dropped. A weight
+        that layers share is packed once.
+
+    Raises
+    ------
+    TypeError
+        When an argument has another type.
+    ValueError
+        When the model has no nn.Linear, weights are not finite or not on the CPU (all layers are named), or
+        example_inputs do not fit the model (its own error is the cause).
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    >>> packed = pack(model, torch.zeros(8, 64), Int8(), force=True)
+    >>> [type(layer).__name__ for layer in packed]
+    ['PackedLinear', 'Identity', 'PackedLinear']
+    """
+    if format is not None and not isinstance(format, (Int8, Sparse)):
+        raise TypeError(f"format must be Int8(), Sparse() or None, got {format!r}")
+    if not isinstance(force, bool):
+        raise TypeError(f"force must be a bool, got {type(force).__name__}")
+    find(model)
+    twin = masks.finalize_(copy.deepcopy(model)).eval().requires_grad_(False)
+    layers = find(twin)
+    obstacles = {layer: obstacle(layer) for layer in layers.values()}
+    seen, calls = record(twin, example_inputs, [layer for layer, fault in obstacles.items() if not fault])
+    pairs = relu_pairs(twin, seen, calls)
+    records, shared = grid_records(layers.values()), Shared()
+    substitutes: dict[nn.Module, nn.Module] = {}
+    for name, layer in track(layers.items(), "packing"):
+        entry, pair = seen.get(layer, Seen()), pairs.get(layer)
+        note = obstacles[layer] or entry.obstacle or ("" if entry.calls else "never called by example_inputs")
+        modules: list[PackedLinear] = []
+        if not note:
+            weights, note = candidates(layer, format, records, shared)
+            modules = [PackedLinear(weight, None if pair is None else "relu").eval() for weight in weights]
+        kind = type(layer).__name__ + ("" if pair is None else "+ReLU")
+        decision = LayerDecision(name, kind, rows=_rows(entry.inputs), reason=note)
+        chosen: PackedLinear | None = None
+        if modules and force:
+            chosen, decision = modules[0], replace(decision, reason=joined("forced, not measured", note))
+        elif modules:
+            dense: list[nn.Module] = [layer] if pair is None else [layer, pair.relu]
+            chosen, decision = _fastest(dense, modules, entry.inputs, decision, _clock)
+        if chosen is None:
+            set_decision(layer, decision)
+            continue
+        _accept(chosen, decision)
+        substitutes[layer] = chosen
+        if pair is not None:
+            pair.sequential._modules[pair.key] = nn.Identity().eval()
+    result = replaced(twin, substitutes)
+    try:
+        run(result, example_inputs)
+    except ValueError as error:
+        names = [name for name, layer in layers.items() if layer in substitutes]
+        raise ValueError(f"model must run when {names} are packed, got {error.__cause__!r}") from error.__cause__
+    return result
+
+
+def _fastest(
+    dense: list[nn.Module], modules: list[PackedLinear], inputs: list[Tensor], decision: LayerDecision, clock: Clock
+) -> tuple[PackedLinear | None, LayerDecision]:
+    """Time packed layers against dense modules; return the one with the best lower end, or None, and the decision."""
+    if not decision.rows:
+        return None, replace(decision, reason=joined("example_inputs give it no rows", decision.reason))
+    tail = [nn.Identity().eval() for _ in dense[1:]]
+    with torch.no_grad():
+        speedups = compare(_calls(dense, inputs), [_calls([module, *tail], inputs) for module in modules], clock=clock)
+    best = max(range(len(modules)), key=lambda i: speedups[i].low)
+    speedup = speedups[best]
+    tried = " and ".join(type(module.packed.format).__name__ for module in modules)
+    timed = replace(
+        decision,
+        dense_us=speedup.baseline_seconds * 1e6,
+        packed_us=speedup.seconds * 1e6,
+        speedup=speedup.median,
+        low=speedup.low,
+        high=speedup.high,
+        reason=joined("faster" if speedup.low > 1 else f"{tried} not faster", decision.reason),
+    )
+    return (modules[best] if speedup.low > 1 else None), timed
+
+
+def _calls(chain: list[nn.Module], inputs: list[Tensor]) -> Callable[[], None]:
+    def run() -> None:
+        for x in inputs:
+            for module in chain:
+                x = module(x)
+
+    return run
+
+
+def _accept(module: PackedLinear, decision: LayerDecision) -> None:
+    set_decision(module, replace(decision, format=module.packed.format, kernel=module.packed.kernel))
+
+
+def _rows(inputs: list[Tensor]) -> int:
+    return sum(math.prod(x.shape[:-1]) for x in inputs)
+
+
+class Explanation(list[LayerDecision]):
+    """The decisions of a model's layers; as text, a table."""
+
+    def __str__(self) -> str:
+        titles = ("layer", "kind", "format", "kernel", "rows", "dense us", "packed us", "speedup (95 %)", "why")
+        rows = [titles, *map(_cells, self)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join(lines)
+
+
+def _cells(decision: LayerDecision) -> tuple[str, ...]:
+    d = decision
+    return (
+        d.name or "(model)",
+        d.kind,
+        "dense" if d.format is None else type(d.format).__name__,
+        d.kernel or "torch",
+        "" if d.rows is None else str(d.rows),
+        "" if d.dense_us is None else f"{d.dense_us:.1f}",
+        "" if d.packed_us is None else f"{d.packed_us:.1f}",
+        "" if d.speedup is None else f"{d.speedup:.2f} ({d.low:.2f} to {d.high:.2f})",
+        d.reason,
+    )
+
+
+def explain(model: nn.Module) -> Explanation:
+    """Tell for every layer with weights how it is stored, which kernel runs, how fast it is and why.
+
+    Parameters
+    ----------
+    model : nn.Module
+        From :func:`pack`, :func:`quantize_dynamic` or ``load``; another model's layers are listed as dense.
+
+    Returns
+    -------
+    list of LayerDecision
+        In the order of ``named_modules``; ``print`` shows it as a table. Times are those of the machine that packed,
+        the kernel is that of this one.
+
+    Raises
+    ------
+    TypeError
+        When model is not an nn.Module.
+
+    Examples
+    --------
+    >>> packed = pack(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 4)), torch.zeros(1, 1, 3, 3))
+    >>> for decision in explain(packed):
+    ...     print(decision.name, decision.kind, decision.reason)
+    0 Conv2d no kernel yet, stays dense
+    2 Linear neither quantized to Int8 nor pruned
+    """
+    recorded = decisions(model)
+    explanation = Explanation()
+    for name, module in model.named_modules():
+        decision = recorded.get(name)
+        if isinstance(module, PackedLinear):
+            packed = module.packed
+            decision = decision or LayerDecision(name, "Linear", packed.format, packed.kernel, reason="packed by hand")
+            if decision.kernel != packed.kernel:
+                reason = joined(decision.reason, f"measured with {decision.kernel}")
+                decision = replace(decision, kernel=packed.kernel, reason=reason)
+        elif decision is None and isinstance(module, nn.Linear):
+            decision = LayerDecision(name, type(module).__name__, reason="not packed yet")
+        elif decision is None and _has_weights(module):
+            decision = LayerDecision(name, type(module).__name__, reason="no kernel yet, stays dense")
+        if decision is not None:
+            explanation.append(decision)
+    return explanation
+
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_READS_ITS_LINEARS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+def quantize_dynamic(
+    model: nn.Module,
+    qconfig_spec: Any = None,
+    dtype: torch.dtype = torch.qint8,
+    mapping: None = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """Replace linear layers by int8 ones, with the arguments of ``torch.ao.quantization.quantize_dynamic``.
+
+    Weights are quantized now, per output; activations at run time, per row (see :func:`pycompress.kernels.linear`).
+    Nothing is measured: the layers are asked for by name. A weight that lies on a recorded Int8 grid keeps exactly its
+    integers.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On the CPU.
+    qconfig_spec : None, set or dict
+        Types and names of modules. None: every nn.Linear. A set: those, and what is inside them. A dict: as the set of
+        its keys, but None as value leaves a module out; a name counts more than a type, an inner module more than an
+        outer one.
+    dtype : torch.dtype
+        torch.qint8.
+    mapping : None
+        torch's own table of replacements has no meaning here.
+    inplace : bool
+        Change the model itself instead of a copy.
+
+    Returns
+    -------
+    nn.Module
+        In eval mode; parameters that are left do not require grad, and pruning masks are applied and dropped. Linear
+        layers that must keep their weight (those of nn.MultiheadAttention, say) stay dense: :func:`explain` tells.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument has another type or value, a name is not in the model, no linear layer is matched, or one
+        asked for by its name cannot be packed. All are named, and the model is not changed.
+    NotImplementedError
+        When a layer without a kernel is asked for (LSTM, GRU, RNN and their cells, anything else by its type or name),
+        or dtype is another of torch's quantized types.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> [type(layer).__name__ for layer in quantize_dynamic(model, {"2"})]
+    ['Linear', 'Tanh', 'PackedLinear']
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _check_dtype(dtype)
+    if mapping is not None:
+        raise NotImplementedError(f"mapping must be None, got {mapping!r}")
+    if not isinstance(inplace, bool):
+        raise TypeError(f"inplace must be a bool, got {type(inplace).__name__}")
+    if inplace and isinstance(model, nn.Linear):
+        raise ValueError("inplace must be False for a model that is itself the layer to replace")
+    wanted = _wanted(model, _spec(qconfig_spec))
+    twin = masks.finalize_(copy.deepcopy(model))
+    layers = {name: layer for name, layer in find(twin).items() if name in wanted}
+    keepers = {child for m in twin.modules() if isinstance(m, _READS_ITS_LINEARS) for child in m._modules.values()}
+    kept = {
+        name: reason
+        for name, layer in layers.items()
+        if (reason := obstacle(layer) or ("its parent reads its weight" if layer in keepers else ""))
+    }
+    if named := {name: reason for name, reason in kept.items() if wanted[name]}:
+        raise ValueError("qconfig_spec must name layers that can be packed, got " + listed(named))
+    if len(kept) == len(layers):
+        raise ValueError(f"qconfig_spec must match an nn.Linear that can be packed, got {listed(kept) or 'none'}")
+    records, shared = grid_records(find(twin).values()), Shared()
+    target = masks.finalize_(model) if inplace else twin
+    targets = find(target)
+    substitutes: dict[nn.Module, nn.Module] = {}
+    for name, layer in layers.items():
+        decision = LayerDecision(name, type(layer).__name__, reason=kept.get(name, "asked for by quantize_dynamic"))
+        if name in kept:
+            set_decision(targets[name], decision)
+        else:
+            [weight], note = candidates(layer, Int8(), records, shared, static=False)
+            packed = PackedLinear(weight)
+            _accept(packed, replace(decision, reason=joined(decision.reason, note)))
+            substitutes[targets[name]] = packed
+    return replaced(target, substitutes).eval().requires_grad_(False)
+
+
+def _check_dtype(dtype: object) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be torch.qint8, got {dtype!r}")
+    if dtype in (torch.float16, torch.quint8, torch.quint4x2):
+        raise NotImplementedError(f"dtype must be torch.qint8, the one type that there are kernels for, got {dtype}")
+    if dtype != torch.qint8:
+        raise ValueError(f"dtype must be torch.qint8, got {dtype}")
+
+
+def _spec(qconfig_spec: Any) -> dict[Any, bool]:
+    """Types and names, and whether each is to be replaced."""
+    if qconfig_spec is None:
+        return {nn.Linear: True}
+    if not isinstance(qconfig_spec, (set, frozenset, dict)):
+        raise TypeError(f"qconfig_spec must be None, a set or a dict, got {type(qconfig_spec).__name__}")
+    for key in qconfig_spec:
+        if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
+            raise TypeError(f"qconfig_spec must hold module types and names, got {key!r}")
+    if isinstance(qconfig_spec, dict):
+        return {key: value is not None for key, value in qconfig_spec.items()}
+    return dict.fromkeys(qconfig_spec, True)
+
+
+def _wanted(model: nn.Module, spec: dict[Any, bool]) -> dict[str, bool]:
+    """First names of the modules that spec asks for, and whether it does so by their own name."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if unknown := [key for key in spec if isinstance(key, str) and key not in modules]:
+        raise ValueError(f"qconfig_spec must name modules of the model, got {unknown}")
+    asked: dict[str, bool] = {}
+    wanted: dict[nn.Module, bool] = {}
+    lacking: dict[str, str] = {}
+    for name, module in modules.items():  # parents come before what is inside them
+        outer = bool(name) and asked[name.rpartition(".")[0]]
+        by_type = next((cls for cls in type(module).__mro__ if cls in spec), None)
+        asked[name] = spec[name] if name in spec else outer if by_type is None else spec[by_type]
+        if not asked[name]:
+            continue
+        wanted[module] = wanted.get(module, False) or name in spec
+        direct = (name in spec or by_type is not None) and not list(module.children())
+        if isinstance(module, _RECURRENT) or (direct and not isinstance(module, nn.Linear) and _has_weights(module)):
+            lacking[name] = type(module).__name__
+    if lacking:
+        raise NotImplementedError(f"qconfig_spec must ask for layers that there are kernels for, got {listed(lacking)}")
+    return {name: wanted[module] for name, module in model.named_modules() if module in wanted}
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(p is not None and p.ndim > 1 for p in module._parameters.values())

@@ -1,0 +1,203 @@
+"""What the linear layers of a model see while example inputs run through it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .data import forward
+
+_KEPT_CALLS = 16
+_FORWARD = nn.Sequential.forward
+
+
+@dataclass
+class Seen:
+    """What a layer saw while the example inputs ran.
+
+    Attributes
+    ----------
+    inputs : list of tensors
+        Copies of its inputs in the first 16 calls.
+    calls : int
+    obstacle : str
+        Why a module without parameters cannot stand in for it, or "".
+    """
+
+    inputs: list[Tensor] = field(default_factory=list)
+    calls: int = 0
+    obstacle: str = ""
+
+
+def record(
+    model: nn.Module, example_inputs: Any, layers: Iterable[nn.Linear]
+) -> tuple[dict[nn.Linear, Seen], Counter[nn.Module]]:
+    """Run a model and note what its layers see. The model is as before afterwards; the inputs are copied first.
+
+    A layer whose weight or bias is read by anything but its own forward (attention, a fused encoder layer, a head that
+    shares it by hand) is noted as well: such a layer must keep them.
+
+    Parameters
+    ----------
+    model : nn.Module
+    example_inputs : tensor, array, or tuple or dict of them
+    layers : iterable of nn.Linear
+        Layers of the model without an :func:`obstacle`.
+
+    Returns
+    -------
+    (dict of nn.Linear to Seen, Counter of the calls of each Sequential and each ReLU in one)
+
+    Raises
+    ------
+    ValueError
+        When the model refuses the inputs; its own error is the cause.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> seen, calls = record(model, torch.zeros(5, 2), [model[0]])
+    >>> seen[model[0]].inputs[0].shape, calls[model]
+    (torch.Size([5, 2]), 1)
+    """
+    seen = {layer: Seen() for layer in layers}
+    classes = {layer: type(layer) for layer in seen}
+    probes = {cls: _probe(cls, seen) for cls in set(classes.values())}
+    calls: Counter[nn.Module] = Counter()
+    # Hooks on other modules would switch off torch's fast paths, and the model would take another way than later.
+    sequentials = [module for module in model.modules() if isinstance(module, nn.Sequential)]
+    relus = {child for module in sequentials for child in module.children() if isinstance(child, nn.ReLU)}
+    handles = [module.register_forward_pre_hook(lambda m, _: calls.update([m])) for module in [*sequentials, *relus]]
+    try:
+        for layer, cls in classes.items():
+            layer.__class__ = probes[cls]
+        run(model, example_inputs)
+    finally:
+        for layer, cls in classes.items():
+            layer.__class__ = cls
+        for handle in handles:
+            handle.remove()
+    return seen, calls
+
+
+def run(model: nn.Module, example_inputs: Any) -> Any:
+    """Call a model on copies of example inputs, without gradients.
+
+    Raises
+    ------
+    ValueError
+        When the model raises; its own error is the cause.
+
+    Examples
+    --------
+    >>> run(nn.ReLU(), torch.tensor([-1.0]))
+    tensor([0.])
+    """
+    try:
+        with torch.no_grad():
+            return forward(model, _copied(example_inputs))
+    except Exception as error:
+        raise ValueError(
+            f"example_inputs must fit the model, got {_described(example_inputs)}; "
+            f"its forward says {type(error).__name__}: {error}"
+        ) from error
+
+
+def _copied(inputs: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs.detach().clone()
+    if isinstance(inputs, dict):
+        return {key: _copied(value) for key, value in inputs.items()}
+    if type(inputs) in (tuple, list):
+        return type(inputs)(_copied(value) for value in inputs)
+    return torch.tensor(inputs) if hasattr(inputs, "__array__") else inputs
+
+
+def _described(inputs: Any) -> str:
+    if isinstance(inputs, dict):
+        return "{" + ", ".join(f"{key!r}: {_described(value)}" for key, value in inputs.items()) + "}"
+    if isinstance(inputs, (tuple, list)):
+        return "(" + ", ".join(map(_described, inputs)) + ")"
+    if hasattr(inputs, "shape") and hasattr(inputs, "dtype"):
+        return f"{tuple(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}"
+    return type(inputs).__name__
+
+
+def _probe(base: type[nn.Linear], seen: dict[nn.Linear, Seen]) -> type[nn.Linear]:
+    """Make a subclass that layers take on for one forward pass: it notes inputs, and who reads the parameters."""
+
+    def note_forward(self: nn.Linear, *args: Any, **kwargs: Any) -> Any:
+        entry = seen[self]
+        entry.calls += 1
+        if kwargs or len(args) != 1 or type(args[0]) not in (Tensor, nn.Parameter) or args[0].layout != torch.strided:
+            entry.obstacle = "it is called with other arguments than one plain tensor"
+        elif entry.calls <= _KEPT_CALLS:
+            entry.inputs.append(args[0].detach().clone())
+        self.__class__ = base
+        try:
+            return base.forward(self, *args, **kwargs)
+        finally:
+            self.__class__ = probe
+
+    def note_reading(name: str) -> property:
+        def read(self: nn.Linear) -> Any:
+            seen[self].obstacle = f"its {name} is read outside its own forward"
+            return self._parameters[name]
+
+        return property(read)
+
+    names = {"forward": note_forward, "weight": note_reading("weight"), "bias": note_reading("bias")}
+    probe = type(base.__name__, (base,), names)
+    return probe
+
+
+class Pair(NamedTuple):
+    """A Linear's place in a Sequential, right before a ReLU."""
+
+    sequential: nn.Sequential
+    key: str  # of the ReLU
+    relu: nn.ReLU
+
+
+def relu_pairs(model: nn.Module, seen: dict[nn.Linear, Seen], calls: Counter[nn.Module]) -> dict[nn.Linear, Pair]:
+    """Find each recorded Linear whose output nothing sees but a ReLU: both are called by their Sequentials alone.
+
+    Parameters
+    ----------
+    model : nn.Module
+    seen, calls
+        From :func:`record`.
+
+    Returns
+    -------
+    dict of nn.Linear to Pair
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> relu_pairs(model, *record(model, torch.zeros(5, 2), [model[0]]))[model[0]].key
+    '1'
+    """
+    places = Counter(child for module in model.modules() for child in module._modules.values())
+    sequentials = [m for m in model.modules() if isinstance(m, nn.Sequential) and type(m).forward is _FORWARD]
+    expected: Counter[nn.Module | None] = Counter()
+    for sequential in sequentials:
+        for child in sequential._modules.values():
+            expected[child] += calls[sequential]
+    pairs = {}
+    for sequential in sequentials:
+        children = list(sequential._modules.items())
+        for (_, layer), (key, relu) in itertools.pairwise(children):
+            if not isinstance(layer, nn.Linear) or not isinstance(relu, nn.ReLU):
+                continue
+            plain = type(relu) is nn.ReLU and not relu._forward_hooks and not relu._forward_pre_hooks
+            alone = layer in seen and places[layer] == 1 and seen[layer].calls == expected[layer]
+            if plain and alone and calls[relu] == expected[relu]:
+                pairs[layer] = Pair(sequential, key, relu)
+    return pairs
