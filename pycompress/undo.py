@@ -25,16 +25,34 @@ def unchanged_on_error(model: nn.Module) -> Iterator[None]:
     ...     layer.weight.tolist() == before
     True
     """
-    modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     restore = snapshot(model)
+    with modes_kept(model):
+        try:
+            yield
+        except BaseException:
+            restore()
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            raise
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put the training mode of each module back.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> with modes_kept(layer):
+    ...     layer.eval().training
+    False
+    >>> layer.training
+    True
+    """
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
-    except BaseException:
-        restore()
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        raise
     finally:
         for module, mode in modes:
             module.training = mode

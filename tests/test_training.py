@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pycompress import training
+from pycompress import masks, training
 from pycompress.schedules import cosine, plateau, step_schedule
 from pycompress.training import fit_, reestimate_batch_norm_
 
@@ -198,6 +198,19 @@ def test_frozen_parameters_stay():
     fit_(model, blobs(), epochs=1)
     assert torch.equal(model[0].weight, frozen) and not torch.equal(model[4].weight, head)
     assert model[0].weight.grad is None
+
+
+def test_pruned_weights_stay_pruned():
+    model = network()
+    mask = torch.rand(16, 8, generator=torch.Generator().manual_seed(0)) < 0.3
+    masks.attach_(model[0], "weight", mask)
+    before = state(model)
+    fit_(model, blobs(), epochs=3, validation_fraction=0.2, patience=1)
+    assert torch.equal(model[0].weight != 0, mask) and not same(state(model), before)
+    before = state(model)
+    with pytest.raises(ValueError, match="finite"):
+        fit_(model, blobs(), epochs=3, loss=explode(after=2))
+    assert same(state(model), before) and torch.equal(model[0].weight != 0, mask)
 
 
 def test_label_smoothing_by_the_loss():
