@@ -1,0 +1,150 @@
+"""Whether a file fits a model: names, dtypes, shapes and ties, compared before anything is decoded or changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..layers import PackedLinear
+from . import coding
+from .container import ArtifactError
+from .contents import Contents, packed_names
+from .places import Place, groups_of, own_tensors, places, smaller
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model that a file fits.
+
+    Attributes
+    ----------
+    modules : dict
+        Every module by every path.
+    places : dict
+        Every place to fill by its name, those of layers that become packed left out.
+    sizes : list
+        Modules that become smaller, and their new attributes.
+    """
+
+    modules: dict[str, nn.Module]
+    places: dict[str, Place]
+    sizes: list[tuple[nn.Module, dict[str, int]]]
+
+
+def fit(model: nn.Module, contents: Contents) -> Fit:
+    """Compare a model with a file.
+
+    Parameters
+    ----------
+    model : nn.Module
+    contents : Contents
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    ArtifactError
+        When they do not fit: all that is missing, unexpected or mismatched is named.
+
+    Examples
+    --------
+    >>> from pycompress.artifact import to_bytes
+    >>> from pycompress.artifact.contents import read_contents
+    >>> fit(nn.Linear(2, 3), read_contents(to_bytes(nn.Linear(2, 1, bias=False)))).sizes
+    Traceback (most recent call last):
+    pycompress.artifact.container.ArtifactError: the file must fit the model, but there are missing in the file: bias
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers = contents.metadata.layers
+    packed = {path for path, layer in layers.items() if layer.packed is not None}
+    filled = {name: place for name, place in places(model) if name.rpartition(".")[0] not in packed}
+    expected = set(filled)
+    stored = set(contents.tensors)
+    faults = [f"{path}, which is no layer of the model" for path in layers if path not in modules]
+    sizes = []
+    for path, module in modules.items():
+        if path in packed or isinstance(module, PackedLinear):
+            names = packed_names(path)
+            stored.discard(names["scale"])
+            expected |= {names["weight"]} | ({names["bias"]} if _has_bias(module) else set())
+            faults += _packed_faults(path, module, contents)
+        else:
+            found, attributes = _dense_faults(path, module, contents)
+            faults += found
+            if attributes:
+                sizes.append((module, attributes))
+    faults += _tie_faults(filled, contents.metadata.tied)
+    report = {
+        "missing in the file": sorted(expected - stored),
+        "unexpected in the file": sorted(stored - expected),
+        "mismatched": faults,
+    }
+    if any(report.values()):
+        told = [f"{what}: {', '.join(f'{name:.200}' for name in names)}" for what, names in report.items() if names]
+        raise ArtifactError(f"the file must fit the model, but there are {'; '.join(told)}")
+    return Fit(modules, filled, sizes)
+
+
+def _dense_faults(path: str, module: nn.Module, contents: Contents) -> tuple[list[str], dict[str, int]]:
+    """Compare the tensors of a module; return what does not fit, and how it becomes smaller where that explains it."""
+    prefix = f"{path}." if path else ""
+    own = {name: tensor for name, tensor in own_tensors(module).items() if prefix + name in contents.tensors}
+    faults = []
+    for name, tensor in own.items():
+        if is_lazy(tensor):
+            return [f"{prefix}{name}, not initialised in the model (run it once)"], {}
+        dtype = coding.TORCH_DTYPES[contents.tensors[prefix + name].dtype]
+        if dtype != tensor.dtype and not (dtype.is_floating_point and tensor.is_floating_point()):
+            faults.append(f"{prefix}{name}, {dtype} in the file and {tensor.dtype} in the model")
+    if len(own) < len(own_tensors(module)):
+        return faults, {}
+    shapes = {name: contents.tensors[prefix + name].shape for name in own}
+    groups = contents.metadata.layers[path].groups if path in contents.metadata.layers else 1
+    attributes = smaller(module, shapes, groups)
+    if attributes is not None:
+        return faults, attributes
+    for name, tensor in own.items():
+        if shapes[name] != tuple(tensor.shape):
+            faults.append(f"{prefix}{name}, {shapes[name]} in the file and {tuple(tensor.shape)} in the model")
+    if groups != groups_of(module):
+        faults.append(f"{path}, {groups} groups in the file and {groups_of(module)} in the model")
+    return faults, {}
+
+
+def _packed_faults(path: str, module: nn.Module, contents: Contents) -> list[str]:
+    stored = contents.tensors.get(packed_names(path)["weight"])
+    layer = contents.metadata.layers.get(path)
+    if stored is None:
+        return []
+    if layer is None or layer.packed is None:
+        return [f"{path}, dense in the file and packed in the model"]
+    if not isinstance(module, (nn.Linear, PackedLinear)):
+        return [f"{path}, a packed linear layer in the file and {type(module).__name__} in the model"]
+    if own_tensors(module).keys() - {"weight", "bias"}:
+        return [f"{path}, which has other tensors in the model than a packed layer has"]
+    built = (module.out_features, module.in_features)
+    fits = all(0 < size <= largest or size == largest for size, largest in zip(stored.shape, built, strict=True))
+    if not fits or layer.groups != 1:
+        return [f"{path}, a packed layer of {stored.shape} in the file and one of {built} in the model"]
+    return []
+
+
+def _has_bias(module: nn.Module) -> bool:
+    if isinstance(module, PackedLinear):
+        return module.packed.bias is not None
+    return getattr(module, "bias", None) is not None
+
+
+def _tie_faults(filled: dict[str, Place], tied: dict[str, str]) -> list[str]:
+    """Name the places that one module has under two names and that the file fills with two tensors."""
+    owners: dict[tuple[int, str], str] = {}
+    faults = []
+    for name, place in filled.items():
+        first = owners.setdefault((id(place.module), place.attribute), name)
+        if tied.get(first, first) != tied.get(name, name):
+            faults.append(f"{name}, which is {first} in the model and not in the file")
+    return faults

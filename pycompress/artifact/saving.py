@@ -1,0 +1,213 @@
+"""From a model to the bytes of an artifact."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .. import grids, masks
+from ..formats import Int8
+from ..layers import PackedLinear, decisions
+from . import coding
+from .container import ArtifactError, apart, write_container
+from .contents import packed_names
+from .durable import check_path, write_file
+from .places import Place, groups_of, places
+from .schema import LayerRecord, Metadata, PackedRecord, TensorRecord, write_metadata
+
+
+def save(model: nn.Module, path: str | PathLike[str]) -> None:
+    """Write a model to an artifact: a safetensors file with a digest, as FORMAT.md describes.
+
+    Weights are stored in canonical form: pruned ones as their nonzeros, quantized ones as the integers of their grid,
+    packed ones as they are but for the layout; a tied one once. Masks are dropped, and the zeros stay. Architecture
+    and code are not stored: :func:`load` takes a module to fill. The model is not changed.
+
+    The file is replaced atomically: after a crash, at any moment, there is the old one or the new one, whole.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Dense, pruned, quantized, simplified or packed; parameters and buffers of any dtype.
+    path : str or path
+        The file to write or replace.
+
+    Raises
+    ------
+    TypeError
+        When model is no module or path no path.
+    ArtifactError
+        When the model holds what no artifact can hold (all of it is named), or path is a folder or a device.
+    OSError
+        When the file cannot be written. The old file is then as it was.
+
+    Examples
+    --------
+    >>> import tempfile, pycompress as pc
+    >>> model = torch.nn.Linear(2, 1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pc.save(model, folder + "/model.safetensors")
+    ...     again = pc.load(folder + "/model.safetensors", into=torch.nn.Linear(2, 1))
+    >>> torch.equal(again.weight, model.weight)
+    True
+    """
+    check_path(path)
+    write_file(path, to_bytes(model))
+
+
+def to_bytes(model: nn.Module) -> bytes:
+    """Return what :func:`save` writes. The same model gives the same bytes.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    bytes
+
+    Raises
+    ------
+    TypeError, ArtifactError
+        As :func:`save`.
+
+    Examples
+    --------
+    >>> to_bytes(nn.Linear(2, 1)) == to_bytes(nn.Linear(2, 1))
+    False
+    """
+    tensors, metadata = _collect(model)
+    return write_container(tensors, write_metadata(metadata))
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Return the bytes that a model takes on disk.
+
+    Those of its artifact when the model is compressed (a packed layer, a mask, a grid, or a weight of two or more
+    dimensions whose zeros make it smaller); otherwise those of a plain safetensors file of its ``state_dict``.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    TypeError, ArtifactError
+        As :func:`save`.
+
+    Examples
+    --------
+    >>> stored_bytes(nn.Linear(100, 10))
+    4176
+    """
+    tensors, metadata = _collect(model)
+    sparse = any(len(record.shape) > 1 or record.grid for record in metadata.tensors.values())
+    if sparse or any(layer.packed for layer in metadata.layers.values()) or masks.masked(model):
+        return len(write_container(tensors, write_metadata(metadata)))
+    from safetensors.torch import save
+
+    plain = {id(place.tensor): (name, place.tensor) for name, place in reversed(list(places(model)))}
+    return len(save(apart({name: tensor.detach().cpu().contiguous() for name, tensor in plain.values()})))
+
+
+def _collect(model: nn.Module) -> tuple[dict[str, Tensor], Metadata]:
+    """Return the parts and the metadata of a model's file."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    _check_storable(model)
+    stored: dict[str, Tensor] = {}
+    metadata = Metadata()
+    owners: dict[int, str] = {}
+    sharing: dict[int, dict[str, Place]] = {}
+    for name, place in places(model):
+        sharing.setdefault(id(place.tensor), {})[name] = place
+    for shared in sharing.values():
+        name, *others = shared
+        metadata.tied.update(dict.fromkeys(others, name))
+        tensor = shared[name].tensor.detach()
+        for place in shared.values():
+            mask = masks.mask_of(place.module, place.attribute)
+            tensor = tensor if mask is None else tensor.masked_fill(~mask, 0)
+        known = [grids.grid_of(place.module) for place in shared.values() if place.attribute == "weight"]
+        grid = next((grid for grid in known if grid is not None), None)
+        _add(stored, metadata.tensors, name, *coding.encode(tensor, grid))
+    found = decisions(model)
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, PackedLinear):
+            _add_packed(stored, metadata, owners, path, module)
+            packed, input_scale = PackedRecord(module.packed.format, module.activation), module.packed.input_scale
+        else:
+            packed, input_scale = None, _input_scale(metadata, path, module)
+        record = LayerRecord(packed, found.get(path), groups_of(module), input_scale)
+        if record != LayerRecord():
+            metadata.layers[path] = record
+    return stored, metadata
+
+
+def _add(
+    stored: dict[str, Tensor],
+    records: dict[str, TensorRecord],
+    name: str,
+    record: TensorRecord | None,
+    parts: dict[str, Tensor],
+) -> None:
+    if record is not None:
+        records[name] = record
+    for part, tensor in parts.items():
+        full = f"{name}:{part}" if part else name
+        if full in stored:
+            raise ArtifactError(f"model must not have a tensor named {full!r}, the name of a part of another")
+        stored[full] = tensor.contiguous()
+
+
+def _add_packed(
+    stored: dict[str, Tensor], metadata: Metadata, owners: dict[int, str], path: str, layer: PackedLinear
+) -> None:
+    packed = layer.packed
+    names = packed_names(path)
+    owner = owners.setdefault(id(packed), path)
+    arrays = {"weight": packed.canonical_weight(), "scale": packed.scale, "bias": packed.bias}
+    for part, array in arrays.items():
+        if array is None:
+            continue
+        if owner != path:
+            metadata.tied[names[part]] = packed_names(owner)[part]
+        else:
+            _add(stored, metadata.tensors, names[part], *coding.encode(torch.tensor(array)))
+
+
+def _input_scale(metadata: Metadata, path: str, module: nn.Module) -> float | None:
+    """Return the input scale of a layer whose weight was stored as the integers of an Int8 grid."""
+    name = f"{path}.weight" if path else "weight"
+    record = metadata.tensors.get(metadata.tied.get(name, name))
+    grid = grids.grid_of(module)
+    return None if record is None or grid is None or not isinstance(record.grid, Int8) else grid.input_scale
+
+
+def _check_storable(model: nn.Module) -> None:
+    """Raise an error that names everything in a model that an artifact cannot hold."""
+    problems = []
+    names = set()
+    for name, place in places(model):
+        names.add(name)
+        tensor = place.tensor
+        if is_lazy(tensor):
+            problems.append(f"{name} is not initialized")
+        elif tensor.is_meta:
+            problems.append(f"{name} is on the meta device")
+        elif tensor.layout != torch.strided or tensor.dtype not in coding.DTYPES:
+            problems.append(f"{name} is {tensor.layout} {tensor.dtype}")
+    if not problems:
+        modules = model.named_modules(remove_duplicate=False)
+        packed = tuple(f"{path}." if path else "" for path, module in modules if isinstance(module, PackedLinear))
+        others = [name for name in model.state_dict(keep_vars=True) if name not in names]
+        problems.extend(f"{name} is no parameter or buffer" for name in others if not name.startswith(packed))
+    if problems:
+        raise ArtifactError(f"model must hold tensors that an artifact can store, got: {'; '.join(problems)}")
