@@ -1,0 +1,334 @@
+"""Inputs for every kernel operation; the parity tests and the benchmarks read them.
+
+An :class:`Operation` makes a random problem of given sizes, runs it through the public functions of the backend in
+use, computes the truth without that backend, and compares the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pycompress import kernels
+from pycompress.formats import Int8, Sparse
+
+SIZES = (0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129)
+PRIMES = (5, 11, 13, 19, 23, 29, 37, 41, 43, 47, 53, 61, 71, 83, 97, 101, 113, 131, 139, 151, 163, 181, 199, 211, 251)
+LINEAR_SHAPES = ((768, 768), (3072, 768), (768, 3072), (4096, 4096))  # (out, in), what benchmarks time
+LINEAR_ROWS = (1, 8, 32, 128, 512)
+
+ULP = 2.0**-24
+
+
+def implementations() -> list[str]:
+    """Every implementation that was installed, also those that this CPU lacks: "numba", "native/avx2", ..."""
+    with contextlib.suppress(ImportError):
+        from pycompress import _native
+
+        present = kernels.isa_levels()
+        compiled = {level for levels in _native.kernels().values() for level in levels}
+        return ["reference", "numba", *(f"native/{level}" for level in present + sorted(compiled - set(present)))]
+    return ["reference", "numba", "native"]
+
+
+def missing(implementation: str) -> str | None:
+    """Why an implementation cannot run here, or None."""
+    name, _, level = implementation.partition("/")
+    if name not in kernels.available_backends():
+        return f"backend {name} is not installed"
+    return f"this CPU lacks {level}" if level and level not in kernels.isa_levels() else None
+
+
+@contextlib.contextmanager
+def using(implementation: str) -> Iterator[None]:
+    """Run kernels with an implementation."""
+    name, _, level = implementation.partition("/")
+    with kernels.use_backend(name), kernels.use_isa(level) if level else contextlib.nullcontext():
+        yield
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A kernel operation: how to make problems, run them, and know what is right."""
+
+    name: str
+    make: Callable[[np.random.Generator, int, int, int], dict[str, Any]]
+    run: Callable[[dict[str, Any]], Any]
+    truth: Callable[[dict[str, Any]], Any]
+    tolerance: Callable[[dict[str, Any], Any], Any] | None = None  # None: equal bit for bit
+
+    def check(self, problem: dict[str, Any], result: Any, truth: Any) -> None:
+        """Raise an AssertionError that describes the problem when result is wrong."""
+        results, truths = (x if isinstance(x, tuple) else (x,) for x in (result, truth))
+        for got, expected in zip(results, truths, strict=True):
+            got, expected = np.asarray(got), np.asarray(expected)
+            same_kind = got.shape == expected.shape and (self.tolerance or got.dtype == expected.dtype)
+            if not same_kind:
+                wrong = f"{got.shape} {got.dtype}, not {expected.shape} {expected.dtype}"
+            elif self.tolerance is None:
+                bad = bits(got) != bits(expected)
+                wrong = _first(bad, got, expected)
+            else:
+                bad = ~(np.abs(got.astype(np.float64) - expected) <= self.tolerance(problem, expected))
+                wrong = _first(bad & ~(np.isnan(got) & np.isnan(expected)), got, expected)
+            if wrong:
+                raise AssertionError(f"{self.name}: {wrong} in {describe(problem)}")
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """The array as integers, so that NaN and the sign of zero are compared too."""
+    array = np.ascontiguousarray(array)
+    return array.view(f"i{array.dtype.itemsize}") if array.dtype.kind == "f" else array
+
+
+def _first(bad: np.ndarray, got: np.ndarray, expected: np.ndarray) -> str | None:
+    if not bad.any():
+        return None
+    at = tuple(int(i) for i in np.argwhere(bad)[0])
+    return f"{int(bad.sum())} of {bad.size} wrong, first at {at}: {got[at]!r}, not {expected[at]!r}"
+
+
+def describe(problem: dict[str, Any]) -> str:
+    """One line that says what a problem is."""
+
+    def word(value: Any) -> str:
+        if isinstance(value, np.ndarray):
+            return f"{value.shape} {value.dtype} strides {value.strides}"
+        if isinstance(value, list):
+            return f"[{len(value)} arrays]"
+        return repr(value)
+
+    return ", ".join(f"{key}={word(value)}" for key, value in problem.items())
+
+
+def sizes(count: int, rng: np.random.Generator) -> Iterator[tuple[int, int, int]]:
+    """Triples of sizes; each of SIZES comes up at each place about equally often, mixed with random primes."""
+    pools = [np.concatenate([rng.permutation(SIZES) for _ in range(count // len(SIZES) + 1)]) for _ in range(3)]
+    for triple in zip(*(pool[:count] for pool in pools), strict=True):
+        yield tuple(int(rng.choice(PRIMES)) if rng.random() < 0.15 else int(size) for size in triple)
+
+
+def small_sizes(count: int, rng: np.random.Generator) -> Iterator[tuple[int, int, int]]:
+    """Triples of small random sizes, for runs of very many problems."""
+    for _ in range(count):
+        yield tuple(int(size) for size in rng.integers(0, 41, 3))
+
+
+def floats(rng: np.random.Generator, *shape: int, density: float = 1.0) -> np.ndarray:
+    """Random floats of a random magnitude, sometimes with zero rows, outliers or a non-contiguous layout."""
+    kind = rng.integers(8)
+    wide = (*shape[:-1], shape[-1] * 2) if kind == 0 else shape
+    array = (rng.standard_normal(wide) * 10.0 ** rng.integers(-4, 5)).astype(np.float32)
+    if density < 1:
+        array[rng.random(wide) >= density] = 0
+    if kind == 1 and array.size:
+        array[rng.integers(shape[0])] = 0
+    if kind == 2 and array.size:
+        array.flat[rng.integers(array.size)] *= 1000
+    if kind == 0:
+        return array[..., ::2]
+    if kind == 3 and len(shape) == 2:
+        return np.asfortranarray(array)
+    return array[::-1] if kind == 4 else array
+
+
+def _int8_linear(rng: np.random.Generator, rows: int, inputs: int, outputs: int) -> dict[str, Any]:
+    problem: dict[str, Any] = {"x": floats(rng, rows, inputs), "weight": floats(rng, outputs, inputs), "scale": None}
+    if rng.random() < 0.3:
+        problem["weight"] = rng.integers(-128, 128, (outputs, inputs)).astype(np.int8)
+        problem["scale"] = rng.uniform(1e-3, 1, outputs).astype(np.float32)
+    problem["bias"] = floats(rng, outputs) if rng.random() < 0.5 else None
+    largest = max(float(np.abs(problem["x"]).max(initial=0)), 1e-20)
+    problem["input_scale"] = largest / 127 * float(rng.choice([0.5, 1.0, 3.0])) if rng.random() < 0.4 else None
+    problem["activation"] = "relu" if rng.random() < 0.4 else None
+    return problem
+
+
+def _sparse_linear(rng: np.random.Generator, rows: int, inputs: int, outputs: int) -> dict[str, Any]:
+    density = float(rng.choice([0, 0.02, 0.1, 0.3, 0.6, 1]))
+    return {
+        "x": floats(rng, rows, inputs),
+        "weight": floats(rng, outputs, inputs, density=density),
+        "bias": floats(rng, outputs) if rng.random() < 0.5 else None,
+        "activation": "relu" if rng.random() < 0.4 else None,
+    }
+
+
+def _run_linear(problem: dict[str, Any]) -> Any:
+    arguments = dict(problem)
+    x, activation = arguments.pop("x"), arguments.pop("activation")
+    packed = kernels.pack(format=Int8() if "scale" in problem else Sparse(), **arguments)
+    return kernels.linear(x, packed, activation)
+
+
+def _with_reference(problem: dict[str, Any]) -> Any:
+    with kernels.use_backend("reference"):
+        return _run_linear(problem)
+
+
+def _sparse_truth(problem: dict[str, Any]) -> np.ndarray:
+    y = problem["x"].astype(np.float64) @ problem["weight"].astype(np.float64).T
+    y = y if problem["bias"] is None else y + problem["bias"]
+    return np.maximum(y, 0) if problem["activation"] else y
+
+
+def _sparse_tolerance(problem: dict[str, Any], truth: np.ndarray) -> np.ndarray:
+    total = np.abs(problem["x"]).astype(np.float64) @ np.abs(problem["weight"]).astype(np.float64).T
+    total = total if problem["bias"] is None else total + np.abs(problem["bias"])
+    return 2 * problem["x"].shape[1] * (ULP * total + 2.0**-149)
+
+
+def _int8_matmul(rng: np.random.Generator, m: int, k: int, n: int) -> dict[str, Any]:
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        array = rng.integers(-128, 128, (rows, columns)).astype(np.int8)
+        return np.asfortranarray(array) if rng.random() < 0.3 else array
+
+    return {"a": matrix(m, k), "b": matrix(k, n)}
+
+
+def _matmul_truth(problem: dict[str, Any]) -> np.ndarray:
+    return (problem["a"].astype(np.int64) @ problem["b"].astype(np.int64)).astype(np.int32)
+
+
+def _array_of_any_rank(rng: np.random.Generator, a: int, b: int, c: int) -> tuple[np.ndarray, int | None]:
+    rank = int(rng.integers(1, 4))
+    x = floats(rng, *((b,), (a, b), (min(a, 9), b, min(c, 33)))[rank - 1])
+    return x, None if rng.random() < 0.4 else int(rng.integers(-rank, rank))
+
+
+def _quantize(rng: np.random.Generator, a: int, b: int, c: int) -> dict[str, Any]:
+    x, axis = _array_of_any_rank(rng, a, b, c)
+    scheme = "symmetric" if rng.random() < 0.5 else "affine"
+    if scheme == "affine" and rng.random() < 0.3:
+        x = x + np.float32(rng.normal() * 100)
+    signed = scheme == "symmetric" or bool(rng.random() < 0.5)
+    return {"x": x, "bits": int(rng.integers(2, 17)), "scheme": scheme, "signed": signed, "axis": axis}
+
+
+def _per_group(x: np.ndarray, axis: int | None, reduce: Callable[..., Any], empty: float) -> np.ndarray:
+    if axis is None:
+        return np.float32(reduce(x) if x.size else empty)
+    others = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+    some = all(x.shape[i] for i in others)
+    return reduce(x, axis=others) if some else np.full(x.shape[axis], empty, np.float32)
+
+
+def _along(vector: np.ndarray, axis: int | None, ndim: int) -> np.ndarray:
+    if axis is None:
+        return vector
+    return vector.reshape([-1 if i == axis % ndim else 1 for i in range(ndim)])
+
+
+def _quantize_truth(problem: dict[str, Any]) -> tuple[np.ndarray, ...]:
+    """The written formula, in fp32 step by step, on the array as it is."""
+    x, axis, bits_ = problem["x"], problem["axis"], problem["bits"]
+    smallest, largest = (_per_group(x, axis, reduce, 0) for reduce in (np.min, np.max))
+    low = -(2 ** (bits_ - 1)) if problem["signed"] else 0
+    if problem["scheme"] == "symmetric":
+        low, high = low + 1, -low - 1
+        span, steps = np.maximum(np.abs(smallest), np.abs(largest)), high
+    else:
+        high = low + 2**bits_ - 1
+        span, steps = largest - smallest, high - low
+    scale = span / np.float32(steps)
+    scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale).astype(np.float32)
+    offset = np.zeros_like(scale) if problem["scheme"] == "symmetric" else np.float32(low) - smallest / scale
+    q = np.rint(x / _along(scale, axis, x.ndim) + _along(offset, axis, x.ndim))
+    dtype = np.dtype(f"{'' if problem['signed'] else 'u'}int{8 if bits_ <= 8 else 16}")
+    return np.clip(q, low, high).astype(dtype), scale, offset.astype(np.float32)
+
+
+def _dequantize(rng: np.random.Generator, a: int, b: int, c: int) -> dict[str, Any]:
+    x, axis = _array_of_any_rank(rng, a, b, c)
+    dtype = np.dtype(rng.choice(["int8", "uint8", "int16", "uint16"]))
+    info = np.iinfo(dtype)
+    values = rng.integers(info.min, info.max + 1, x.shape).astype(dtype)
+    shape = () if axis is None else (x.shape[axis],)
+    scale = rng.uniform(1e-3, 10, shape).astype(np.float32)
+    zero_point = np.asarray(rng.normal(size=shape) * 100, np.float32)
+    return {"values": values, "scale": np.asarray(scale), "zero_point": zero_point, "axis": axis}
+
+
+def _dequantize_truth(problem: dict[str, Any]) -> np.ndarray:
+    q, axis = problem["values"].astype(np.float32), problem["axis"]
+    return (q - _along(problem["zero_point"], axis, q.ndim)) * _along(problem["scale"], axis, q.ndim)
+
+
+def _scores(rng: np.random.Generator, rows: int, columns: int, _: int) -> dict[str, Any]:
+    return {"weight": floats(rng, rows, columns), "per": str(rng.choice(["row", "column", "element"]))}
+
+
+def _scores_truth(problem: dict[str, Any], power: int) -> np.ndarray:
+    magnitudes = np.abs(problem["weight"].astype(np.float64))
+    if problem["per"] == "element":
+        return magnitudes
+    return (magnitudes**power).sum(axis=1 if problem["per"] == "row" else 0) ** (1 / power)
+
+
+def _scores_tolerance(problem: dict[str, Any], truth: np.ndarray) -> np.ndarray:
+    if problem["per"] == "element":
+        return np.zeros_like(truth)
+    return (2 * problem["weight"].shape[problem["per"] == "row"] + 1) * ULP * truth
+
+
+def _kth_magnitude(rng: np.random.Generator, a: int, b: int, c: int) -> dict[str, Any]:
+    arrays = [floats(rng, n) for n in (a, b, c, 1)] + [floats(rng, min(a, 20), b)]
+    if rng.random() < 0.4:  # ties
+        arrays = [np.rint(array / max(float(np.abs(array).max(initial=1)), 1e-30) * 4) for array in arrays]
+    if rng.random() < 0.2:
+        arrays[3][0] = rng.choice([np.inf, -np.inf])
+    return {"tensors": arrays, "k": int(rng.integers(1, sum(array.size for array in arrays) + 1))}
+
+
+def _kth_truth(problem: dict[str, Any]) -> float:
+    return float(np.sort(np.abs(np.concatenate([array.ravel() for array in problem["tensors"]])))[problem["k"] - 1])
+
+
+def _threshold(rng: np.random.Generator, a: int, b: int, c: int) -> dict[str, Any]:
+    array, _ = _array_of_any_rank(rng, a, b, c)
+    if array.size and rng.random() < 0.7:  # the very value of an entry, or one beside it
+        threshold = float(np.abs(rng.choice(array.ravel())))
+        threshold *= float(rng.choice([1, 1 + 1e-9, 1 - 1e-9]))
+    else:
+        threshold = float(rng.choice([0, 1e-30, 1, np.inf]))
+    return {"array": array, "threshold": threshold}
+
+
+def _run_threshold(problem: dict[str, Any]) -> tuple[Any, ...]:
+    array = problem["array"].copy(order="K") if problem["array"].flags.c_contiguous else _strided(problem["array"])
+    return kernels.apply_threshold(array, problem["threshold"]), array
+
+
+def _strided(array: np.ndarray) -> np.ndarray:
+    wide = np.full((*array.shape, 2), 7, np.float32)
+    wide[..., 0] = array
+    return wide[..., 0]
+
+
+def _threshold_truth(problem: dict[str, Any]) -> tuple[Any, ...]:
+    small = np.abs(problem["array"].astype(np.float64)) <= problem["threshold"]
+    return int(small.sum()), np.where(small, np.float32(0), problem["array"])
+
+
+OPERATIONS = {
+    operation.name: operation
+    for operation in (
+        Operation("int8_linear", _int8_linear, _run_linear, _with_reference),
+        Operation("sparse_linear", _sparse_linear, _run_linear, _sparse_truth, _sparse_tolerance),
+        Operation("int8_matmul", _int8_matmul, lambda p: kernels.int8_matmul(**p), _matmul_truth),
+        Operation("quantize", _quantize, lambda p: tuple(kernels.quantize(**p)), _quantize_truth),
+        Operation("dequantize", _dequantize, lambda p: kernels.dequantize(**p), _dequantize_truth),
+        Operation(
+            "l1_scores", _scores, lambda p: kernels.l1_scores(**p), lambda p: _scores_truth(p, 1), _scores_tolerance
+        ),
+        Operation(
+            "l2_scores", _scores, lambda p: kernels.l2_scores(**p), lambda p: _scores_truth(p, 2), _scores_tolerance
+        ),
+        Operation("kth_magnitude", _kth_magnitude, lambda p: kernels.kth_magnitude(**p), _kth_truth),
+        Operation("apply_threshold", _threshold, _run_threshold, _threshold_truth),
+    )
+}
