@@ -8,6 +8,16 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pycompress.distill import distill_
 
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On a busy machine the threads of such small models wait for each other, a hundred times longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 INPUTS = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
 CLASSES = torch.randint(4, (96,), generator=torch.Generator().manual_seed(1))
 VALUES = torch.randn(96, 4, generator=torch.Generator().manual_seed(2))

@@ -13,6 +13,15 @@ from pycompress.schedules import cosine, plateau, step_schedule
 from pycompress.training import fit_, reestimate_batch_norm_
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On a busy machine the threads of such small models wait for each other, a hundred times longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def blobs(items=240, features=8, classes=3, seed=0):
     """Three clouds of points that a linear model separates."""
     generator = torch.Generator().manual_seed(seed)
