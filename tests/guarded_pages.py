@@ -1,0 +1,82 @@
+"""Run every operation of one implementation on arrays beside a page that faults (see test_kernel_memory.py)."""
+
+import ctypes
+import mmap
+import sys
+
+import cases
+import numpy as np
+
+from pycompress import kernels
+from pycompress.formats import Int8, Sparse
+from pycompress.kernels import backends
+
+SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 66, 127, 128, 129, 130, 200)
+_PAGE = mmap.PAGESIZE
+
+
+def guarded(array, side):
+    """Return a copy of an array whose memory ends (or begins) at a page that cannot be accessed."""
+    size = -(-max(1, array.nbytes) // _PAGE) * _PAGE
+    memory = mmap.mmap(-1, size + 2 * _PAGE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    mprotect = ctypes.CDLL(None, use_errno=True).mprotect
+    for page in (base, base + _PAGE + size):
+        if mprotect(ctypes.c_void_p(page), ctypes.c_size_t(_PAGE), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = _PAGE + (size - array.nbytes if side == "end" else 0)
+    copy = np.frombuffer(memory, array.dtype, array.size, offset).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def guard(value, side):
+    """Guard each array of a problem."""
+    if isinstance(value, list):
+        return [guard(item, side) for item in value]
+    return guarded(np.asarray(value, order="C"), side) if isinstance(value, np.ndarray) else value
+
+
+def into_guarded_outputs(problem, side):
+    """The operations that can write to given memory: the native ones behind `linear`, `quantize` and `dequantize`."""
+    if "bits" in problem or "values" in problem:
+        from pycompress import _native
+
+        x = problem["x"] if "bits" in problem else np.zeros(problem["values"].shape, np.float32)
+        for dtype in (np.int8, np.uint8, np.int16, np.uint16):
+            flat, scale = guarded(x.reshape(1, -1), side), guarded(np.ones(1, np.float32), side)
+            q = guarded(np.zeros(flat.shape, dtype), side)
+            for inverse in (False, True):
+                _native.quantize(flat, q, scale, scale, -2.0, 2.0, inverse, 2, backends.isa_name())
+    elif "activation" in problem:
+        arguments = {key: problem.get(key) for key in ("weight", "bias", "scale", "input_scale")}
+        packed = kernels.pack(format=Int8() if "scale" in problem else Sparse(), **arguments)
+        x, state = problem["x"], packed._state
+        y = guarded(np.zeros((x.shape[0], packed.shape[0]), np.float32), side)
+        state.linear_into(x.ctypes.data, y.ctypes.data, x.shape[0], 0, 2)
+        expected = kernels.linear(x, packed)
+        assert np.array_equal(cases.bits(y), cases.bits(expected))
+
+
+def main(implementation, side):
+    rng = np.random.default_rng(12)
+    kernels.set_num_threads(2)
+    with cases.using(implementation):
+        for name, operation in cases.OPERATIONS.items():
+            print(name, flush=True)
+            for size in SIZES:
+                for other in rng.choice(SIZES, 4):
+                    plain = operation.make(rng, int(rng.choice((1, 2, 3, 8, 9, 17, 33, 65))), size, int(other))
+                    problem = {key: guard(value, side) for key, value in plain.items()}
+                    if name == "apply_threshold":
+                        zeros = kernels.apply_threshold(**problem)
+                        operation.check(plain, (zeros, problem["array"]), operation.truth(plain))
+                    else:
+                        operation.check(plain, operation.run(problem), operation.truth(plain))
+                    if implementation.startswith("native"):
+                        into_guarded_outputs(problem, side)
+    print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
