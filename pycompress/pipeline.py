@@ -1,0 +1,247 @@
+"""One call from a trained model to a smaller, faster one with a verdict."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import scores
+from .artifact import stored_bytes
+from .data import Data, Tree, check, first_inputs, forward
+from .distill import distill_
+from .formats import Grid
+from .kernels.arrays import integer
+from .layers import LayerDecision
+from .masks import finalize_
+from .packing import explain, pack
+from .prune import PruneSummary, prune_
+from .quantize import QuantizeSummary, quantize_
+from .selection import Pattern
+from .structure import simplify as simplify_model
+from .validation import Verdict, validate
+from .validation.metrics import Metric, accuracy
+from .validation.verdict import check_margin
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What :func:`compress` did.
+
+    Attributes
+    ----------
+    parameters : (int, int)
+        Weights and biases of the original, and those that are left: removed channels and pruned weights don't count.
+    bytes : (int, int)
+        Size on disk of the original (plain safetensors) and of the compressed model.
+    epochs : int
+        Passes over the training data that the compression spent.
+    pruning : PruneSummary or None
+    quantization : QuantizeSummary or None
+    layers : tuple of LayerDecision
+        Format, kernel, times and reason of each layer.
+    """
+
+    parameters: tuple[int, int]
+    bytes: tuple[int, int]
+    epochs: int
+    pruning: PruneSummary | None
+    quantization: QuantizeSummary | None
+    layers: tuple[LayerDecision, ...]
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The result of :func:`compress`.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The compressed model, packed, in eval mode.
+    verdict : Verdict or None
+        Original against compressed on the test data; None without test data.
+    summary : Summary
+    """
+
+    model: nn.Module
+    verdict: Verdict | None
+    summary: Summary
+
+
+def compress(
+    model: nn.Module,
+    train: Data | None,
+    test: Data | None,
+    *,
+    sparsity: float | None = None,
+    quantize: Grid | None = None,
+    simplify: float | Mapping[str, float] | None = None,
+    score: scores.Score = scores.magnitude,
+    rounds: int = 1,
+    epochs: int = 5,
+    teacher: nn.Module | None = None,
+    example_inputs: Tree | None = None,
+    metric: Metric = accuracy,
+    margin: float = 0.01,
+    include: Sequence[Pattern] | None = None,
+    exclude: Sequence[Pattern] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **training: Any,
+) -> Compressed:
+    """Make a copy of a trained model smaller and faster, and compare it with the original.
+
+    In this order, each where asked for: the least important neurons and channels are removed (``simplify``), weights
+    are pruned (``sparsity``) in ``rounds`` with rising sparsity ``s * (1 - (1 - i / rounds)^3)`` (Zhu and Gupta 2017),
+    weights are rounded to a grid (``quantize``). After every removal and round the copy is trained on ``train`` to
+    answer like the teacher (:func:`pycompress.distill_`). Then it is packed: a layer is replaced by one on a faster
+    kernel only where that was measured faster (:func:`pycompress.pack`).
+
+    Parameters
+    ----------
+    model : nn.Module
+        The trained model; it is not changed.
+    train : pair, Dataset or batches, or None
+        Data to fine-tune on; None: no training step.
+    test : pair, Dataset or batches, or None
+        Data for the verdict, and for nothing else; None: no verdict.
+    sparsity : float, optional
+        Fraction of the weights to prune, 0 to below 1, over all layers together (:func:`pycompress.prune_`).
+    quantize : Int8, Affine or FixedPoint, optional
+        Grid of the weights (:func:`pycompress.quantize_`).
+    simplify : float or dict of layer name to float, optional
+        Fraction of the neurons and channels to remove (:func:`pycompress.simplify`).
+    score : score function
+        What is least important, for pruning and removal; see ``pc.scores``.
+    rounds : int
+        Rounds of pruning and training.
+    epochs : int
+        Passes over ``train`` after the removal, and in each round.
+    teacher : nn.Module, optional
+        What the copy learns to answer like; by default the original.
+    example_inputs : inputs for the model, optional
+        What layers are timed on; by default the first item of ``train`` or ``test``.
+    metric, margin
+        For the verdict (:func:`pycompress.validate`).
+    include, exclude : list of name patterns or module types, optional
+        Which layers to compress; all of them by default.
+    seed : int
+        Of training and bootstrap.
+    progress : bool
+        Whether to show progress on stderr.
+    **training
+        Other arguments of :func:`pycompress.distill_`: ``temperature``, ``alpha``, ``lr``, ``batch_size``,
+        ``optimizer``, ``schedule``, ``clip_norm``, ``validation_fraction``, ``patience``.
+
+    Returns
+    -------
+    Compressed
+        ``model``, ``verdict`` and ``summary``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument has another type or range, nothing is asked for, no layer matches, or data or weights hold NaN
+        or infinity: before any training. The model is never changed.
+
+    Examples
+    --------
+    >>> inputs = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
+    >>> targets = (inputs[:, 0] > 0).long()
+    >>> model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 2))
+    >>> result = compress(model, (inputs, targets), (inputs, targets), sparsity=0.9, epochs=1, margin=0.2)
+    >>> result.summary.parameters
+    (1218, 181)
+    """
+    _check(model, train, test, sparsity, quantize, simplify, include, exclude, metric, margin, training)
+    rounds, epochs = integer(rounds, "rounds", 1), integer(epochs, "epochs", 1)
+    seed = integer(seed, "seed", 0)
+    known = train if train is not None else test
+    if example_inputs is None:
+        if known is None:
+            raise ValueError("example_inputs must be given where train and test are None")
+        example_inputs = first_inputs(known, 1)
+    _check_runs(model, example_inputs)
+    teacher = model if teacher is None else teacher
+    twin, spent = copy.deepcopy(model), 0
+
+    def tune() -> None:
+        nonlocal spent
+        if train is not None:
+            history = distill_(twin, teacher, train, epochs=epochs, seed=seed + spent, progress=progress, **training)
+            spent += len(history.train_loss)
+
+    pruning = quantization = None
+    if simplify is not None:
+        twin = simplify_model(twin, example_inputs, simplify, score, include, exclude)
+        tune()
+    if sparsity is not None:
+        for i in range(1, rounds + 1):
+            share = sparsity * (1 - (1 - i / rounds) ** 3)
+            pruning = prune_(twin, sparsity=share, score=score, include=include, exclude=exclude)
+            tune()
+    if quantize is not None:
+        quantization = quantize_(twin, quantize, include=include, exclude=exclude)
+    parameters = _count(model), _count(twin)
+    if any(isinstance(module, nn.Linear) for module in twin.modules()):
+        twin = pack(twin, example_inputs)
+    else:  # there are kernels for no other layer yet
+        twin = finalize_(twin).eval().requires_grad_(False)
+    sizes = stored_bytes(model), stored_bytes(twin)
+    verdict = None
+    if test is not None:
+        verdict = validate(model, twin, test, metric=metric, margin=margin, seed=seed, progress=progress)
+    layers = tuple(explain(twin))
+    return Compressed(twin, verdict, Summary(parameters, sizes, spent, pruning, quantization, layers))
+
+
+def _check(
+    model: nn.Module,
+    train: Data | None,
+    test: Data | None,
+    sparsity: float | None,
+    quantize: Grid | None,
+    simplify: float | Mapping[str, float] | None,
+    include: Sequence[Pattern] | None,
+    exclude: Sequence[Pattern] | None,
+    metric: Metric,
+    margin: float,
+    training: dict[str, Any],
+) -> None:
+    """Refuse what cannot work before anything is trained: each step is tried on a copy of the untrained model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if sparsity is None and quantize is None and simplify is None:
+        raise ValueError("one of sparsity, quantize and simplify must be given")
+    for data, name in ((train, "train"), (test, "test")):
+        if data is not None:
+            check(data, name)
+    own = ("student", "teacher", "data", "epochs", "seed", "progress")
+    options = [name for name in inspect.signature(distill_).parameters if name not in own]
+    unknown = sorted(set(training) - set(options))
+    if unknown:
+        raise TypeError(f"{unknown[0]} is no argument of compress nor of distill_, which takes {', '.join(options)}")
+    check_margin(margin, metric)
+    trial = copy.deepcopy(model)
+    if sparsity is not None:
+        prune_(trial, sparsity=sparsity, include=include, exclude=exclude)
+    if quantize is not None:
+        quantize_(trial, quantize, include=include, exclude=exclude)
+
+
+def _check_runs(model: nn.Module, example_inputs: Tree) -> None:
+    try:
+        with torch.no_grad():
+            forward(copy.deepcopy(model).eval(), example_inputs)
+    except Exception as error:
+        raise ValueError(f"model must run on example_inputs, got {type(error).__name__}: {error}") from error
+
+
+def _count(model: nn.Module) -> int:
+    """Count the parameters that are not exactly zero."""
+    return sum(int(parameter.count_nonzero()) for parameter in model.parameters())
