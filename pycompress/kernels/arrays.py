@@ -56,7 +56,10 @@ def view(x: ArrayLike, name: str) -> NDArray[Any]:
         raise ValueError(f"{name} must not require grad: kernels have no gradients (use torch.no_grad())")
     if x.dtype == torch.bfloat16:
         x = x.float()
-    array: NDArray[Any] = x.detach().resolve_neg().resolve_conj().numpy()
+    try:
+        array: NDArray[Any] = x.detach().resolve_neg().resolve_conj().numpy()
+    except (TypeError, RuntimeError) as error:  # a dtype that NumPy lacks, or a tensor that stands for others
+        raise TypeError(f"{name} must be a tensor that NumPy can share, got {describe(x)}: {error}") from None
     return array
 
 

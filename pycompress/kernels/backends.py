@@ -154,7 +154,7 @@ def isa_name() -> str:
 
 
 def _check_isa(name: object, argument: str) -> None:
-    if name not in isa_levels():
+    if not isinstance(name, str) or name not in isa_levels():
         raise ValueError(f"{argument} must be a level that this CPU runs ({isa_levels()}), got {name!r}")
 
 

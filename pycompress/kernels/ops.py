@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ Activation = Literal["relu"]
 Per = Literal["element", "row", "column"]
 
 _FLOAT32 = np.dtype(np.float32)
+_LARGEST = float(np.finfo(np.float32).max)
 
 ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1}
 
@@ -58,7 +58,7 @@ def linear(x: ArrayLike, packed: PackedWeight, activation: Activation | None = N
     """
     if not isinstance(packed, PackedWeight):
         raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
-    if activation not in ACTIVATIONS:
+    if not (activation is None or isinstance(activation, str)) or activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or 'relu', got {activation!r}")
     code = ACTIVATIONS[activation]
     out_features, in_features = packed.shape
@@ -68,7 +68,7 @@ def linear(x: ArrayLike, packed: PackedWeight, activation: Activation | None = N
             if x.ndim == 2 and x.dtype is _FLOAT32 and x.shape[1] == in_features and x.flags.c_contiguous:
                 return native.linear(x, code, backends.get_num_threads())
         elif arrays.is_plain_tensor(x, in_features):
-            y = sys.modules["torch"].empty((*x.shape[:-1], out_features))
+            y = x.new_empty((*x.shape[:-1], out_features))  # float32, whatever the default dtype is
             threads = backends.get_num_threads(for_torch=True)
             native.linear_into(x.data_ptr(), y.data_ptr(), x.numel() // in_features, code, threads)
             return y
@@ -171,7 +171,7 @@ def quantize(
     array = arrays.float32(x, "x")
     arrays.finite(array, "x")
     bits = arrays.integer(bits, "bits", 2, 16)
-    if scheme not in ("symmetric", "affine"):
+    if not isinstance(scheme, str) or scheme not in ("symmetric", "affine"):
         raise ValueError(f"scheme must be 'symmetric' or 'affine', got {scheme!r}")
     if not isinstance(signed, bool):
         raise TypeError(f"signed must be a bool, got {type(signed).__name__}")
@@ -345,7 +345,7 @@ def apply_threshold(array: ArrayLike, threshold: float) -> int:
     """
     view = arrays.view(array.detach() if arrays.is_tensor(array) else array, "array")
     if view.dtype != np.float32 or not view.dtype.isnative or not _shares(array):
-        raise TypeError(f"array must be float32, got {arrays.describe(array)}")
+        raise TypeError(f"array must be float32, and no lazily negated view, got {arrays.describe(array)}")
     if not view.flags.writeable:
         raise ValueError("array must be writable")
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.floating)):
@@ -354,7 +354,7 @@ def apply_threshold(array: ArrayLike, threshold: float) -> int:
         raise ValueError(f"threshold must be 0 or more, got {threshold}")
     if np.isnan(view).any():
         raise ValueError("array must not hold NaN")
-    limit = float(np.float32(threshold))
+    limit = np.inf if threshold == np.inf else float(np.float32(min(threshold, _LARGEST)))
     if limit > threshold:  # compare with the largest float32 that is not above the threshold
         limit = float(np.nextafter(np.float32(limit), np.float32(0)))
     if view.flags.c_contiguous:
@@ -369,7 +369,7 @@ def _threads(x: ArrayLike) -> int:
 
 
 def _shares(x: ArrayLike) -> bool:
-    return not arrays.is_tensor(x) or str(x.dtype) == "torch.float32"
+    return not arrays.is_tensor(x) or (str(x.dtype) == "torch.float32" and not x.is_neg())
 
 
 def _int8_matrix(x: ArrayLike, name: str) -> NDArray[np.int8]:
@@ -409,7 +409,7 @@ def _scale(span: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
 
 
 def _scores(weight: ArrayLike, per: str, power: int) -> Any:
-    if per not in ("element", "row", "column"):
+    if not isinstance(per, str) or per not in ("element", "row", "column"):
         raise ValueError(f"per must be 'element', 'row' or 'column', got {per!r}")
     array = arrays.float32(weight, "weight")
     arrays.finite(array, "weight")

@@ -228,7 +228,7 @@ def _integers(weight: NDArray[Any], scale: NDArray[np.float32] | None) -> tuple[
 
 
 def _vector(x: ArrayLike, name: str, size: int) -> NDArray[np.float32]:
-    array = np.asarray(np.float32(x)) if isinstance(x, (int, float)) else arrays.float32(x, name)
+    array = np.asarray(_number(x, name)) if isinstance(x, (int, float, np.floating)) else arrays.float32(x, name)
     arrays.finite(array, name)
     if name == "scale" and array.size == 1:
         array = np.broadcast_to(array.reshape(1), (size,))
@@ -237,10 +237,18 @@ def _vector(x: ArrayLike, name: str, size: int) -> NDArray[np.float32]:
     return array.copy()
 
 
-def _positive(value: object, name: str) -> float:
+def _number(value: object, name: str) -> np.float32:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
-    number = float(np.float32(value))
+    try:
+        with np.errstate(over="ignore"):
+            return np.float32(value)
+    except OverflowError:  # an int beyond every float
+        return np.float32(np.inf)
+
+
+def _positive(value: object, name: str) -> float:
+    number = float(_number(value, name))
     if not ZERO_ROW <= number < np.inf:
         raise ValueError(f"{name} must be finite and at least 2^-100, got {value}")
     return number
