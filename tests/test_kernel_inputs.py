@@ -1,0 +1,301 @@
+"""Wrong input is refused with a message that names the argument; unusual but legal input gives the right result.
+
+The wrong values come from the kind of each argument. A new public function without a line in CALLS fails the tests.
+"""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from pycompress import kernels
+from pycompress.formats import Affine, Float32, Int8, Sparse
+
+torch = pytest.importorskip("torch")
+
+INFINITE = (np.nan, np.inf, -np.inf)
+
+
+class Anything(NamedTuple):
+    """An argument that takes every value (results are only read from it)."""
+
+
+class Array(NamedTuple):
+    """A float array: its wrong shapes, and whether NaN or infinity is wrong too."""
+
+    shapes: tuple = ()
+    finite: bool = True
+    only_float32: bool = False
+
+
+class Integers(NamedTuple):
+    """An int8 array (or, with several dtypes, an array of one of them)."""
+
+    dtypes: tuple = (np.int8,)
+    shapes: tuple = ()
+
+
+class Number(NamedTuple):
+    """A number: wrong values, beside those of other types."""
+
+    wrong: tuple
+    integer: bool = False
+
+
+class Choice(NamedTuple):
+    """One of a closed set of values."""
+
+
+ROWS = np.ones((4, 3), np.float32)
+INTEGERS = np.ones((3, 3), np.int8)
+PACKED = kernels.pack(np.ones((2, 3), np.float32), Int8())
+
+
+def _valid(**arguments: Any) -> dict[str, Any]:
+    return arguments
+
+
+# name: (valid arguments, the kind of each argument)
+CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "available_backends": ({}, {}),
+    "backend_name": ({}, {}),
+    "isa_levels": ({}, {}),
+    "isa_name": ({}, {}),
+    "get_num_threads": (_valid(for_torch=False), {"for_torch": Anything()}),
+    "set_num_threads": (_valid(n=None), {"n": Number((0, -1, -(2**70)), integer=True)}),
+    "use_backend": (_valid(name="reference"), {"name": Choice()}),
+    "use_isa": (_valid(name="scalar"), {"name": Choice()}),
+    "PackedWeight": ({}, {"fields": Anything()}),
+    "Quantized": (
+        _valid(values=0, scale=0, zero_point=0),
+        dict.fromkeys(("values", "scale", "zero_point"), Anything()),
+    ),
+    "pack": (
+        _valid(weight=ROWS, format=Int8(), bias=np.ones(4, np.float32), scale=None, input_scale=None),
+        {
+            "weight": Array(((3,), (2, 3, 4), ())),
+            "format": Choice(),
+            "bias": Array(((3,), (4, 1), (1, 4), (5,), (0,), (1,))),
+            "scale": Array(((3,), (4, 2), (5,), (0,), (2, 2))),
+            "input_scale": Number((0.0, -1.0, 1e-46, 1e39, 10**400, *INFINITE)),
+        },
+    ),
+    "linear": (
+        _valid(x=ROWS, packed=PACKED, activation="relu"),
+        {
+            "x": Array(((), (4,), (2, 4), (3, 0), (0,)), finite=False),
+            "packed": Choice(),
+            "activation": Choice(),
+        },
+    ),
+    "int8_matmul": (
+        _valid(a=INTEGERS, b=INTEGERS),
+        {"a": Integers(shapes=((3,), (1, 3, 3), ())), "b": Integers(shapes=((3,), (1, 3, 3), (), (4, 3), (0, 3)))},
+    ),
+    "quantize": (
+        _valid(x=ROWS, bits=8, scheme="affine", signed=True, axis=0),
+        {
+            "x": Array(),
+            "bits": Number((1, 17, 0, -8, 2**70), integer=True),
+            "scheme": Choice(),
+            "signed": Choice(),
+            "axis": Number((2, -3, 2**70), integer=True),
+        },
+    ),
+    "dequantize": (
+        _valid(values=INTEGERS, scale=np.ones(3, np.float32), zero_point=np.zeros(3, np.float32), axis=1),
+        {
+            "values": Integers((np.int8, np.uint8, np.int16, np.uint16), ()),
+            "scale": Array(((), (1,), (4,), (3, 1), (0,))),
+            "zero_point": Array(((), (1,), (4,), (3, 1), (0,))),
+            "axis": Number((2, -3, 2**70), integer=True),
+        },
+    ),
+    "l1_scores": (_valid(weight=ROWS, per="row"), {"weight": Array(((3,), (), (1, 4, 3))), "per": Choice()}),
+    "l2_scores": (_valid(weight=ROWS, per="column"), {"weight": Array(((3,), (), (1, 4, 3))), "per": Choice()}),
+    "kth_magnitude": (
+        _valid(tensors=[ROWS, ROWS], k=3),
+        {"tensors": Array(finite=False), "k": Number((0, -1, 25, 2**70), integer=True)},
+    ),
+    "apply_threshold": (
+        _valid(array=ROWS.copy(), threshold=0.5),
+        {"array": Array(finite=False, only_float32=True), "threshold": Number((-1.0, -1e-30, np.nan, -np.inf))},
+    ),
+}
+
+NONE_IS_LEGAL = {
+    ("pack", "bias"),
+    ("pack", "scale"),
+    ("pack", "input_scale"),
+    ("linear", "activation"),
+    ("quantize", "axis"),
+    ("dequantize", "axis"),
+    ("set_num_threads", "n"),
+}
+
+
+def wrong_arrays(right_shape, shapes, dtypes):
+    """Values that are no dense CPU array of these dtypes, or have a wrong shape."""
+    yield from (3.5, "text", b"bytes", [[1.0]], {}, object(), np.float32, slice(3))
+    others = [np.float64, np.int64, np.int32, np.uint32, np.complex64, np.bool_, np.longdouble, "U3", "S3", "V4", "O"]
+    others += [np.float32, np.float16] if np.int8 in dtypes else [np.int8, np.uint8, np.int16]
+    others.append("datetime64[s]")
+    for dtype in others:
+        if dtype not in dtypes:
+            yield np.zeros(right_shape, dtype)
+    yield np.zeros(right_shape, [("a", np.float32)])
+    good = torch.float32 if np.float32 in dtypes else torch.int8
+    yield torch.zeros(right_shape, dtype=good, device="meta")
+    yield torch.zeros(right_shape, dtype=good).to_sparse()
+    for dtype in (torch.float64, torch.int64, torch.bool, torch.complex64):
+        yield torch.zeros(right_shape, dtype=dtype)
+    yield torch.zeros(right_shape).to(torch.float8_e4m3fn)
+    for shape in shapes:
+        yield np.zeros(shape, dtypes[0])
+        yield torch.zeros(shape, dtype=good)
+
+
+def wrong_values(function, name, kind, right):
+    """Every wrong value of an argument."""
+    if isinstance(kind, Anything):
+        return
+    if (function, name) not in NONE_IS_LEGAL:
+        yield None
+    if isinstance(kind, Array):
+        if function == "kth_magnitude":
+            yield from (ROWS, "text", 3.5, object(), {})
+            yield from ([ROWS, wrong] for wrong in wrong_arrays((4, 3), (), (np.float32, np.float16)))
+            yield [ROWS, np.full((3, 3), np.nan, np.float32)]
+            return
+        shape = (4,) if right is None else right.shape
+        scalar_is_legal = function == "pack" and name == "scale"
+        for wrong in wrong_arrays(shape, kind.shapes, (np.float32, np.float16)):
+            if not (scalar_is_legal and isinstance(wrong, float)):
+                yield wrong
+        if kind.only_float32:
+            yield from (np.zeros((4, 3), np.float16), torch.zeros(4, 3, dtype=torch.bfloat16), ROWS.astype(">f4"))
+            yield np.broadcast_to(np.float32(1), (4, 3))
+            yield np.full((4, 3), np.nan, np.float32)
+        else:
+            yield torch.zeros(shape, requires_grad=True)
+        for value in INFINITE if kind.finite else ():
+            for dtype in (np.float32, np.float16):
+                array = np.ones(shape, dtype)
+                array.flat[-1] = value
+                yield array
+            yield torch.full(shape, value, dtype=torch.bfloat16)
+        if (function, name) == ("pack", "scale"):
+            yield from (
+                np.zeros(4, np.float32),
+                -np.ones(4, np.float32),
+                0.0,
+                -1.0,
+                np.nan,
+                np.inf,
+                1e39,
+                True,
+                10**400,
+            )
+    elif isinstance(kind, Integers):
+        yield from wrong_arrays(right.shape, kind.shapes, kind.dtypes)
+    elif isinstance(kind, Number):
+        yield from kind.wrong
+        yield from ("3", b"3", [3], object(), True, 3j, np.ones(3, np.float32), torch.ones(3))
+        if kind.integer:
+            yield from (3.0, np.float32(3))
+    else:
+        yield from ("", "nonsense", b"relu", 7, 2.5, [], ["relu"], {}, object(), Affine(), Float32(), Int8, np.ones(3))
+
+
+def refused(function, arguments, name):
+    """Call with wrong arguments; return a complaint when that is not refused in the right way."""
+    call = getattr(kernels, function)
+    try:
+        result = call(**arguments)
+        if hasattr(result, "__enter__"):
+            with result:
+                pass
+    except (TypeError, ValueError) as error:
+        words = str(error).replace("[", " ").replace("'", " ").replace(",", " ").split()
+        return None if name in words else f"{error!r} does not name {name}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "accepted"
+
+
+@pytest.mark.parametrize("function", kernels.__all__)
+def test_wrong_arguments_are_refused_by_name(function):
+    assert function in CALLS, f"{function} is public: add it to CALLS"
+    valid, kinds = CALLS[function]
+    parameters = inspect.signature(getattr(kernels, function)).parameters
+    assert set(kinds) == set(parameters), "CALLS must give the kind of each argument"
+    complaints = []
+    for name, kind in kinds.items():
+        for wrong in wrong_values(function, name, kind, valid.get(name)):
+            complaint = refused(function, {**valid, name: wrong}, name)
+            if complaint:
+                complaints.append(f"{function}({name}={wrong!r:.90}): {complaint}")
+    if complaints:
+        raise AssertionError("\n".join(complaints))
+
+
+@pytest.mark.parametrize("function", kernels.__all__)
+def test_the_valid_arguments_are_accepted(function):
+    valid, kinds = CALLS[function]
+    if valid and not (function == "use_isa" and not kernels.isa_levels()):
+        getattr(kernels, function)(**valid)
+    with pytest.raises(TypeError):
+        getattr(kernels, function)(*[None] * (len(kinds) + 1))
+
+
+def test_refused_combinations():
+    for arguments, name in (
+        ({"weight": np.ones((2, 2), np.int8), "format": Int8()}, "scale"),
+        ({"weight": ROWS, "format": Sparse(), "input_scale": 0.1}, "input_scale"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} "):
+            kernels.pack(**arguments)
+    with pytest.raises(ValueError, match=r"^signed "):
+        kernels.quantize(ROWS, signed=False)
+    with pytest.raises(ValueError, match=r"^x "):
+        kernels.quantize(np.array([-3e38, 3e38], np.float32), scheme="affine")
+    with pytest.raises(ValueError, match=r"^k "):
+        kernels.kth_magnitude([], 1)
+    with pytest.raises(OverflowError, match="a @ b"):
+        kernels.int8_matmul(np.full((1, 2**17), -128, np.int8), np.full((2**17, 1), -128, np.int8))
+
+
+def test_a_refused_threshold_changes_nothing():
+    array = np.array([0.1, np.nan, 3], np.float32)
+    for threshold in (0.5, -1.0, np.nan, "1"):
+        with pytest.raises((TypeError, ValueError)):
+            kernels.apply_threshold(array, threshold)
+    assert array[0] == np.float32(0.1) and array[2] == 3
+    negated = torch.ones(3, dtype=torch.complex64).conj().imag
+    assert negated.is_neg()
+    with pytest.raises(TypeError, match=r"^array "):  # its memory is not the values
+        kernels.apply_threshold(negated, 2.0)
+
+
+def test_nan_is_found_by_kth_magnitude_wherever_it_is(implementation):
+    for size in (1, 3, 40, 1000, 70_000):
+        for k in (1, size // 2 + 1, size):
+            for at in (0, size // 2, size - 1):
+                array = np.arange(size, dtype=np.float32)
+                for payload in (0x7FC00000, 0xFFC00001, 0x7F800001, 0xFFFFFFFF):
+                    array[at : at + 1].view(np.uint32)[0] = payload
+                    with pytest.raises(ValueError, match=r"tensors\[1\]"):
+                        kernels.kth_magnitude([np.ones(3, np.float32), array], k)
+
+
+@pytest.mark.skipif(sys.flags.optimize > 0, reason="runs this file itself")
+def test_wrong_arguments_are_refused_under_python_optimized():
+    code = [sys.executable, "-O", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:]
