@@ -171,7 +171,7 @@ def prune_(
 def _apply_(model: nn.Module, weights: dict[str, nn.Parameter], pruned: dict[str, Tensor]) -> PruneSummary:
     rows = []
     for name, weight in weights.items():
-        zeros = int(pruned[name].sum())
+        zeros = _count(pruned[name])
         rows.append(LayerPruning(name, tuple(weight.shape), zeros, weight.numel()))
         if zeros:
             kept = ~pruned[name]
@@ -188,38 +188,42 @@ def _apply_(model: nn.Module, weights: dict[str, nn.Parameter], pruned: dict[str
 
 def _smallest(values: list[Tensor], already: list[Tensor | None], count: int, by_magnitude: bool) -> list[Tensor]:
     """Return masks, True = pruned: those pruned already, and as many of the smallest others as make up the count."""
-    pruned = [
-        torch.zeros(value.shape, dtype=torch.bool, device=value.device) if known is None else known.clone()
-        for value, known in zip(values, already, strict=True)
-    ]
-    missing = count - sum(int(known.sum()) for known in already if known is not None)
+    missing = count - sum(_count(known) for known in already if known is not None)
     if missing <= 0:
-        return pruned
-    free = [
-        value.detach() if known is None else value.detach()[~known]
+        return [_known(value, known) for value, known in zip(values, already, strict=True)]
+    dtype = torch.float64 if any(value.dtype == torch.float64 for value in values) else torch.float32
+    # What is pruned already counts as the smallest, so that nothing else is taken in its place.
+    signed = not by_magnitude and any(value.numel() and float(value.min()) < 0 for value in values)
+    lowest = -math.inf if signed else 0.0
+    values = [
+        value.detach() if known is None else value.detach().masked_fill(known, lowest)
         for value, known in zip(values, already, strict=True)
     ]
-    wide_ = torch.float64 if any(value.dtype == torch.float64 for value in free) else torch.float32
-    key = _key(by_magnitude, wide_)
-    limit = _kth(free, missing, key, wide_, by_magnitude)
-    ties = []
-    for value, mask, known in zip(values, pruned, already, strict=True):
-        keys = key(value.detach())
-        tied, below = keys == limit, keys < limit
+    key = _key(by_magnitude, dtype)
+    limit = _kth(values, count, key, dtype, signed)
+    pruned, ties = [], []
+    for value, known in zip(values, already, strict=True):
+        keys = key(value)
+        below, tied = (keys < limit).contiguous(), keys == limit
         if known is not None:
-            tied, below = tied & ~known, below & ~known
-        missing -= int(below.sum())
-        mask |= below
+            below |= known
+            tied &= ~known
+        pruned.append(below)
         ties.append(tied)
+    missing = count - sum(map(_count, pruned))
     for mask, tied in zip(pruned, ties, strict=True):
-        available = int(tied.sum())
-        if available <= missing:
-            mask |= tied
-        elif missing:
-            first = tied.reshape(-1).nonzero()[:missing, 0]
-            mask.view(-1)[first] = True
-        missing -= min(available, missing)
+        first = tied.reshape(-1).nonzero()[:missing, 0] if missing else tied.new_empty(0, dtype=torch.int64)
+        mask.view(-1)[first] = True
+        missing -= len(first)
     return pruned
+
+
+def _known(value: Tensor, known: Tensor | None) -> Tensor:
+    return torch.zeros(value.shape, dtype=torch.bool, device=value.device) if known is None else known
+
+
+def _count(mask: Tensor) -> int:
+    return int(np.count_nonzero(mask.cpu().numpy()))
 
 
 def _key(by_magnitude: bool, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -229,11 +233,11 @@ def _key(by_magnitude: bool, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return lambda value: value.to(dtype)
 
 
-def _kth(free: list[Tensor], k: int, key: Callable[[Tensor], Tensor], dtype: torch.dtype, by_magnitude: bool) -> float:
-    """Return the exact k-th smallest key (from 1) over tensors."""
-    if dtype == torch.float32 and (by_magnitude or all(not value.numel() or float(value.min()) >= 0 for value in free)):
-        return kernels.kth_magnitude([value.cpu() for value in free], k)
-    joined = torch.cat([key(value).reshape(-1) for value in free]).cpu().numpy()
+def _kth(values: list[Tensor], k: int, key: Callable[[Tensor], Tensor], dtype: torch.dtype, signed: bool) -> float:
+    """Return the exact k-th smallest key (from 1) over tensors; the float32 ones are not joined for it."""
+    if dtype == torch.float32 and not signed:
+        return kernels.kth_magnitude([value.cpu() for value in values], k)
+    joined = torch.cat([key(value).reshape(-1) for value in values]).cpu().numpy()
     return float(np.partition(joined, k - 1)[k - 1])
 
 

@@ -131,13 +131,16 @@ def quantize_(
     summary = []
     for name, weight in weights.items():
         record, value = rounded[name]
-        before = weight.detach().double()
-        change = (value.double() - before).norm() / before.norm().clamp_min(torch.finfo(torch.float64).tiny)
+        change = _norm(value - weight.detach()) / (_norm(weight.detach()) or 1.0)
         weight.data.copy_(value)
         for module in sharing[name]:
             grids.set_grid(module, dataclasses.replace(record, input_scale=input_scales.get(module)))
-        summary.append(LayerQuantization(name, tuple(weight.shape), float(change), input_scales.get(layers[name])))
+        summary.append(LayerQuantization(name, tuple(weight.shape), change, input_scales.get(layers[name])))
     return QuantizeSummary(format, tuple(summary))
+
+
+def _norm(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64))
 
 
 def _round(
@@ -162,7 +165,7 @@ def _round(
         values, zeros = grids.nearest(wide, record), wide == 0
         rounded = grids.weight_from(values, record, zeros).to(weight.dtype)
         again = grids.integers(rounded, record)
-        if again is None or not bool(((again.long() == values.long()) | zeros).all()):
+        if again is None or not bool(((again == values) | zeros).all()):
             faults[name] = f"{weight.dtype} weights from {float(wide.min()):g} to {float(wide.max()):g}"
         results[name] = record, rounded
     if faults:
