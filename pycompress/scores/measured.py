@@ -155,7 +155,7 @@ def wanda(data: Data, *, batch_size: int = 128) -> Score:
             squares = _squares(module, x.detach())
             sums[name] = sums[name] + squares if name in sums else squares
 
-        with undisturbed(model), torch.no_grad(), watched_inputs(layers, add):
+        with undisturbed(model), torch.inference_mode(False), torch.no_grad(), watched_inputs(layers, add):
             for inputs, _ in data_module.batches(data, batch_size):
                 data_module.forward(model, inputs)
         check_reached(layers, sums, "data")
@@ -175,6 +175,7 @@ def _squares(module: nn.Module, x: Tensor) -> Tensor:
         return torch.autograd.grad(y.sum(), weight)[0]
 
 
+@torch.inference_mode(False)
 def _gradient_means(
     model: nn.Module,
     layers: dict[str, nn.Module],
@@ -190,12 +191,7 @@ def _gradient_means(
     frozen = [weight for weight in weights.values() if not weight.requires_grad]
     items = 0
     known = data_module.size(data) if data_module.as_pair(data) is not None else 0
-    with (
-        undisturbed(model),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        track(known, "gradients", progress) as done,
-    ):
+    with undisturbed(model), torch.enable_grad(), track(known, "gradients", progress) as done:
         try:
             for weight in frozen:
                 weight.requires_grad_(True)
