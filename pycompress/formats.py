@@ -17,7 +17,13 @@ _SKIP = 255
 
 @dataclass(frozen=True)
 class Float32:
-    """IEEE single precision values."""
+    """IEEE single precision values.
+
+    Examples
+    --------
+    >>> Sparse(values=Float32())
+    Sparse(block=(1, 1), values=Float32())
+    """
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ Examples
 >>> from pycompress.formats import Int8
 >>> weight = np.array([[1.0, -2.0, 0.5]], np.float32)
 >>> packed = kernels.pack(weight, Int8())
->>> kernels.linear(np.array([[1.0, 1.0, 2.0]], np.float32), packed).round(2)
-array([[0.], ...
+>>> kernels.linear(np.array([[1.0, 1.0, 2.0]], np.float32), packed).round(1)
+array([[0.]], dtype=float32)
 """
 
 from .backends import (

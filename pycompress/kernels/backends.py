@@ -144,13 +144,21 @@ def isa_name() -> str:
     Raises
     ------
     ValueError
-        When ``PYCOMPRESS_ISA`` names a level that this CPU lacks.
+        When ``PYCOMPRESS_ISA`` names a level that this CPU lacks, or the native kernels are not built.
+
+    Examples
+    --------
+    >>> not isa_levels() or isa_name() in isa_levels()
+    True
     """
     name = _forced_isa or os.environ.get("PYCOMPRESS_ISA")
     if name:
         _check_isa(name, "PYCOMPRESS_ISA" if not _forced_isa else "name")
         return name
-    return isa_levels()[-1]
+    levels = isa_levels()
+    if not levels:
+        raise ValueError("isa_name needs the native kernels, which are not built here")
+    return levels[-1]
 
 
 def _check_isa(name: object, argument: str) -> None:
@@ -226,6 +234,11 @@ def get_num_threads(for_torch: bool = False) -> int:
     ----------
     for_torch : bool
         Whether for a call on torch tensors.
+
+    Examples
+    --------
+    >>> get_num_threads() >= 1
+    True
     """
     if _threads is not None:
         return _threads

@@ -117,7 +117,13 @@ def int8_matmul(a: ArrayLike, b: ArrayLike) -> Any:
 
 
 class Quantized(NamedTuple):
-    """What :func:`quantize` returns."""
+    """What :func:`quantize` returns, in the order that :func:`dequantize` takes.
+
+    Examples
+    --------
+    >>> quantize(np.array([-2.0, 1.0], np.float32), bits=2)
+    Quantized(values=array([-1,  0], dtype=int8), scale=array(2., dtype=float32), zero_point=array(0., dtype=float32))
+    """
 
     values: Any
     """Integers in the shape of the input: (u)int8 for up to 8 bits, else (u)int16."""
@@ -165,8 +171,8 @@ def quantize(
 
     Examples
     --------
-    >>> quantize(np.array([0.0, 0.5, 1.0], np.float32), scheme="affine", signed=False).values
-    array([  0, 128, 255], dtype=uint8)
+    >>> quantize(np.array([0.0, 0.2, 1.0], np.float32), scheme="affine", signed=False).values
+    array([  0,  51, 255], dtype=uint8)
     """
     array = arrays.float32(x, "x")
     arrays.finite(array, "x")

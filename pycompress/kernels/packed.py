@@ -36,6 +36,12 @@ class PackedWeight:
     bias : [out_features] float32, read-only, or None
     input_scale : float or None
         Scale of the activations; None when it is found per row at run time.
+
+    Examples
+    --------
+    >>> packed = pack(np.eye(2, dtype=np.float32), Sparse())
+    >>> packed.shape, packed.density
+    ((2, 2), 0.5)
     """
 
     __slots__ = (

@@ -47,14 +47,17 @@ def run(kernel: Callable[..., Any], count: int, item_ns: float, threads: int, *a
     starts = iter(range(0, count, size))  # taking the next one is atomic
 
     def work() -> None:
-        for start in starts:
-            kernel(*arguments, start, min(start + size, count))
+        try:
+            for start in starts:
+                kernel(*arguments, start, min(start + size, count))
+        except BaseException:
+            collections.deque(starts, maxlen=0)  # no further chunk is begun, by any thread
+            raise
 
     helpers = [_executor().submit(work) for _ in range(min(threads, -(-count // size)) - 1)]
     try:
         work()
     finally:
-        collections.deque(starts, maxlen=0)  # after an exception no further chunk is begun
         for helper in helpers:
             if not helper.cancel():
                 helper.result()
