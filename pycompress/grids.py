@@ -34,6 +34,11 @@ class GridRecord:
         Where zero lies on the integer axis: a real number for Affine, else 0.
     input_scale : float or None
         Fixed scale of the layer's int8 inputs, from calibration data; None when it is found per row at run time.
+
+    Examples
+    --------
+    >>> GridRecord(FixedPoint(4), torch.tensor(0.0625), torch.tensor(0.0)).input_scale is None
+    True
     """
 
     format: Grid

@@ -40,6 +40,11 @@ class LayerPruning:
         Pruned weights.
     total : int
         All weights.
+
+    Examples
+    --------
+    >>> LayerPruning("fc", (2, 4), 6, 8).sparsity
+    0.75
     """
 
     name: str
@@ -60,6 +65,12 @@ class PruneSummary:
     Attributes
     ----------
     layers : tuple of LayerPruning
+
+    Examples
+    --------
+    >>> print(PruneSummary((LayerPruning("fc", (2, 4), 6, 8),)))
+    fc   (2, 4)             6 of            8 pruned   75.00%
+    all                     6 of            8 pruned   75.00%
     """
 
     layers: tuple[LayerPruning, ...]
