@@ -137,13 +137,14 @@ def test_int8_rows_with_nan_or_infinity_become_nan(implementation, input_scale, 
 def test_int8_rows_of_any_magnitude(implementation, factor, input_scale):
     rng = np.random.default_rng(4)
     x = (rng.uniform(-1, 1, (5, 65)).astype(np.float32) * np.float32(factor)).astype(np.float32)
-    bias = rng.normal(size=33).astype(np.float32)
-    problem = {"x": x, "weight": cases.floats(rng, 33, 65), "scale": None, "bias": bias}
-    problem |= {"input_scale": input_scale, "activation": None}
     operation = cases.OPERATIONS["int8_linear"]
-    operation.check(problem, operation.run(problem), operation.truth(problem))
-    if factor <= 2.0**-101 and input_scale is None:
-        assert np.array_equal(operation.run(problem), np.broadcast_to(bias, (5, 33)))
+    for bias in (None, rng.normal(size=33).astype(np.float32)):
+        problem = {"x": x, "weight": cases.floats(rng, 33, 65), "scale": None, "bias": bias}
+        problem |= {"input_scale": input_scale, "activation": None}
+        y = operation.run(problem)
+        operation.check(problem, y, operation.truth(problem))
+        if factor <= 2.0**-101 and input_scale is None:  # a row of zeros
+            assert np.array_equal(y, np.broadcast_to(np.float32(0) if bias is None else bias, (5, 33)))
 
 
 def test_sparse_products_follow_ieee_for_the_stored_weights(implementation):
