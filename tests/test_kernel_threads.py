@@ -1,7 +1,10 @@
 """Results depend neither on threads nor on how a batch is cut, nor on the process."""
 
+import contextlib
 import multiprocessing
+import signal
 import threading
+import time
 
 import cases
 import numpy as np
@@ -164,3 +167,32 @@ def test_eight_python_threads_share_one_packed_weight(implementation):
         for worker in workers:
             worker.join(120)
         assert right == [10] * 8
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer here")
+@pytest.mark.parametrize("format", [Int8(), Sparse()])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_signal_is_answered_during_a_long_call(format, threads, implementation):
+    if implementation == "reference":
+        pytest.skip("one NumPy call cannot be interrupted")
+    rng = np.random.default_rng(13)
+    integers = rng.integers(-128, 128, (4096, 4096)).astype(np.int8)
+    packed = kernels.pack(integers, format, scale=0.01)
+    x = rng.normal(size=(1024, 4096)).astype(np.float32)
+    kernels.linear(x[:40], packed)  # Numba compiles here
+    kernels.set_num_threads(threads)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    start = time.perf_counter()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            kernels.linear(x, packed)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.perf_counter() - start < 0.05 + 2  # ten times the promise
+    assert np.array_equal(kernels.linear(x[:3], packed), kernels.linear(x[:9], packed)[:3])
