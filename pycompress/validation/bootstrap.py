@@ -13,8 +13,9 @@ from .arguments import check_between, check_integer
 Interval = tuple[float, float]
 Floats = NDArray[np.float64]
 
-_CHUNK = 1_000_000
+_CHUNK = 500_000
 _FEW_VALUES = 64
+_MANY_UNITS = 20_000
 _TOO_MANY_FAILED = 0.05
 
 
@@ -33,7 +34,8 @@ def mean_interval(
     deviation from the mean, join the items: as the interval of Bonett and Price (2012, J. Educ. Behav. Stat. 37:479)
     does for paired shares, they stand for what was rare and not seen. *The percentiles are widened* for few items to
     ``Phi(+-t sqrt(n / (n - 1)))``, t the Student quantile with n - 1 degrees of freedom (Hesterberg 2015, Am. Stat.
-    69:371). Where all values are equal, ``r`` is ``unseen``.
+    69:371). Where all values are equal, ``r`` is ``unseen``. More than 20 000 items of many
+    different values are first put at random into 10 000 groups, to draw those.
 
     Parameters
     ----------
@@ -41,7 +43,7 @@ def mean_interval(
         Finite.
     confidence : float
     resamples : int, optional
-        Default: 10 000, fewer (not below 2 000) for more than 10 000 items of many different values.
+        Default 10 000.
     seed : int
     groups : [items], optional
         Label of the group of each item: the groups are the units (linearised ratio of group sums to group sizes).
@@ -65,6 +67,8 @@ def mean_interval(
     """
     array = checked_values(values, "values")
     units = array if groups is None else _group_values(array, groups)
+    if units.size > _MANY_UNITS and np.unique(units).size > _FEW_VALUES:
+        units = _group_values(units, np.random.default_rng(seed).permutation(units.size) % (_MANY_UNITS // 2))
     mean = float(array.mean())
     reach = float(np.abs(units - mean).max())
     if reach <= 1e-12 * float(np.abs(units).max()):
@@ -72,9 +76,7 @@ def mean_interval(
     if reach == 0:
         return mean, mean
     extended = np.append(units, (mean - reach, mean + reach))
-    if resamples is None:
-        resamples = min(10_000, max(2_000, 100_000_000 // extended.size))
-    means = bootstrap_means(extended, resamples, seed)
+    means = bootstrap_means(extended, 10_000 if resamples is None else resamples, seed)
     low, high = np.quantile(means, _wide_percentiles(units.size, confidence))
     return float(low), float(high)
 
@@ -106,13 +108,15 @@ def bootstrap_means(values: Floats, resamples: int, seed: int = 0) -> Floats:
     items = values.size
     distinct, counts = np.unique(values, return_counts=True)
     if distinct.size <= _FEW_VALUES:
-        drawn = rng.multinomial(items, counts / items, size=resamples)
-        return np.asarray(drawn @ distinct / items, np.float64)
+        picked = rng.multinomial(items, counts / items, size=resamples)
+        return np.asarray(picked @ distinct / items, np.float64)
     means = np.empty(resamples)
-    rows = max(1, _CHUNK // items)
+    rows = min(max(1, _CHUNK // items), resamples)
+    drawn = np.empty((rows, items))
     for start in range(0, resamples, rows):
-        stop = min(start + rows, resamples)
-        means[start:stop] = values.take(rng.integers(0, items, (stop - start, items), dtype=np.int32)).mean(axis=1)
+        part = drawn[: min(rows, resamples - start)]
+        np.take(values, rng.integers(0, items, part.shape), out=part, mode="clip")
+        part.mean(axis=1, out=means[start : start + rows])
     return means
 
 

@@ -268,7 +268,7 @@ def _checked_scores(scores: Any, name: str) -> Floats:
 
 def _result(inside: Floats, outside: Floats, confidence: float) -> MembershipResult:
     auc, low, high = auc_interval(inside, outside, confidence)
-    threshold = inside.mean()
+    threshold = inside.mean() - 1e-9 * np.abs(inside).max()  # losses that differ by rounding only are equal
     return MembershipResult(
         auc=auc,
         interval=(low, high),

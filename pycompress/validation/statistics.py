@@ -200,7 +200,8 @@ def required_items(
     """Number of items that a verdict needs.
 
     ``n = v (z_c + z_p)^2 / (margin + difference)^2``, with ``z_c`` and ``z_p`` the normal quantiles of
-    ``(1 + confidence) / 2`` and of ``power`` (for paired shares: Nam 1997, Biometrics 53:1422).
+    ``(1 + confidence) / 2`` and of ``power`` (for paired shares: Nam 1997, Biometrics 53:1422). A normal approximation:
+    where few items differ, the power is some points lower.
 
     Parameters
     ----------

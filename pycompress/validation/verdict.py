@@ -315,12 +315,13 @@ def _class_changes(original: Tensor, compressed: Tensor, targets: Any, metric: M
 
 
 def _items_needed(estimates: Estimates, items: int, margin: float, confidence: float) -> int | None:
-    """Items that would decide, from the width of the interval: it shrinks with the square root of the items."""
-    low, high = estimates.difference.interval
-    if estimates.difference.value == -margin:
+    """Items that would decide: the interval's side towards the margin shrinks with the square root of the items."""
+    difference, (low, high) = estimates.difference.value, estimates.difference.interval
+    if difference == -margin:
         return None
-    variance = items * ((high - low) / (2 * normal_quantile(confidence))) ** 2
-    return required_items(variance, margin, estimates.difference.value, confidence=confidence)
+    side = difference - low if difference > -margin else high - difference
+    variance = items * (side / normal_quantile(confidence)) ** 2
+    return required_items(variance, margin, difference, confidence=confidence)
 
 
 def _side(estimate: Estimate, name: str, cost: Cost | None) -> dict[str, Any]:
