@@ -1,15 +1,11 @@
 """Saving and loading: what goes in comes out, bit for bit, small; what does not fit is named and changes nothing."""
 
 import copy
-import hashlib
-from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from golden import version1
 from torch import nn
 
 from pycompress import artifact, grids, kernels, masks
@@ -262,73 +258,6 @@ def test_a_model_that_is_one_packed_layer(tmp_path):
     assert_same(again, model)
 
 
-class Tied(nn.Module):
-    def __init__(self, tie=True, share=False):
-        super().__init__()
-        self.embedding = nn.Embedding(60, 30)
-        self.inner = nn.Linear(30, 30)
-        self.again = self.inner if share else nn.Linear(30, 30)
-        self.head = nn.Linear(30, 60, bias=False)
-        if tie:
-            self.head.weight = self.embedding.weight
-            self.again.weight = self.inner.weight
-
-
-@pytest.mark.parametrize("tie_before", [True, False])
-def test_tied_parameters_are_stored_once_and_tied_again(tmp_path, tie_before):
-    model = Tied()
-    path = saved(model, tmp_path)
-    description = artifact.describe(path)
-    assert description.tied == {"again.weight": "inner.weight", "head.weight": "embedding.weight"}
-    again = artifact.load(path, into=Tied(tie=tie_before))
-    assert again.head.weight is again.embedding.weight and again.again.weight is again.inner.weight
-    assert again.again.bias is not again.inner.bias
-    assert_same(again, model)
-
-
-def test_what_the_file_keeps_apart_is_untied(tmp_path):
-    model = Tied(tie=False)
-    path = saved(model, tmp_path)
-    again = artifact.load(path, into=Tied(tie=True))
-    assert again.head.weight is not again.embedding.weight
-    assert_same(again, model)
-    with pytest.raises(artifact.ArtifactError, match=r"again\.bias, which is inner\.bias in the model"):
-        artifact.load(path, into=Tied(tie=False, share=True))
-
-
-def test_a_shared_module_is_packed_once(tmp_path):
-    model = Tied(share=True).eval()
-    model.inner = model.again = PackedLinear(
-        kernels.pack(model.inner.weight.detach(), Int8(), model.inner.bias.detach()),
-        decision=LayerDecision("inner", "Linear", Int8(), reason="asked for"),
-    )
-    path = saved(model, tmp_path)
-    again = artifact.load(path, into=Tied(share=True))
-    assert again.inner is again.again and isinstance(again.inner, PackedLinear)
-    assert decisions(again) == decisions(model)
-    apart = artifact.load(path, into=Tied(tie=False))
-    assert apart.inner.packed is apart.again.packed
-    assert sum(t.bytes for t in artifact.describe(path).tensors) < 60 * 30 * 4 + 30 * 30 + 30 * 8 + 1
-
-
-def test_tied_weights_keep_mask_and_grid_of_any_owner(tmp_path):
-    model = Tied()
-    put_on_grid(model.again, Int8())
-    prune(model.again, 0.5)
-    again = artifact.load(saved(model, tmp_path), into=Tied())
-    assert torch.equal(again.inner.weight, model.again.weight)
-    for layer in (again.inner, again.again):
-        assert grids.integers(layer.weight, grids.grid_of(layer)) is not None
-
-
-def test_layers_that_share_a_weight_keep_their_own_input_scales(tmp_path):
-    model = Tied()
-    put_on_grid(model.inner, Int8())
-    grids.set_grid(model.again, replace(grids.grid_of(model.inner), input_scale=0.25))
-    again = artifact.load(saved(model, tmp_path), into=Tied())
-    assert [grids.grid_of(layer).input_scale for layer in (again.inner, again.again)] == [0.5, 0.25]
-
-
 def test_removed_channels_are_restored_by_shape(tmp_path):
     model = cnn(5)
     path = saved(model, tmp_path)
@@ -347,104 +276,6 @@ def test_removed_neurons_of_packed_and_quantized_layers(tmp_path):
     assert (again[2].in_features, again[2].out_features, again[4].in_features) == (12, 9, 9)
     x = torch.randn(3, 40)
     assert torch.equal(again(x), small.eval()(x))
-
-
-def test_everything_that_does_not_fit_is_named_and_nothing_changes(tmp_path):
-    path = saved(
-        nn.Sequential(nn.Linear(4, 9), nn.LayerNorm(7), nn.Linear(3, 2), nn.Conv1d(4, 4, 3, groups=2)), tmp_path
-    )
-    into = nn.Sequential(
-        nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(3, 2, bias=False), nn.Conv1d(4, 4, 5), nn.Linear(1, 1)
-    )
-    into[2].weight.requires_grad_(False)
-    before = copy.deepcopy(into)
-    with pytest.raises(artifact.ArtifactError) as caught:
-        artifact.load(path, into=into)
-    message = str(caught.value)
-    missing, unexpected, mismatched = message.split("; ")
-    assert missing.endswith("missing in the file: 4.bias, 4.weight")
-    assert unexpected == "unexpected in the file: 2.bias"
-    for name in ("0.weight, (9, 4) in the file and (8, 4)", "0.bias", "1.weight", "1.bias", "3.weight", "3, 2 groups"):
-        assert name in mismatched, name
-    assert "2.weight" not in message
-    assert_same(into, before)
-    assert repr(into) == repr(before) and [p.requires_grad for p in into.parameters()] == [
-        p.requires_grad for p in before.parameters()
-    ]
-
-
-def test_dtypes_of_another_kind_do_not_fit(tmp_path):
-    module, other = nn.Module(), nn.Module()
-    module.register_buffer("steps", torch.tensor(3))
-    other.register_buffer("steps", torch.tensor(3.0))
-    with pytest.raises(artifact.ArtifactError, match=r"steps, torch.int64 in the file and torch.float32 in the model"):
-        artifact.load(saved(module, tmp_path), into=other)
-
-
-def test_packed_files_need_linear_layers(tmp_path):
-    path = saved(packed_mlp(), tmp_path)
-    into = mlp((40, 30, 20, 10))
-    into[0] = nn.Conv1d(40, 30, 1)
-    with pytest.raises(artifact.ArtifactError, match=r"0, a packed linear layer in the file and Conv1d in the model"):
-        artifact.load(path, into=into)
-    with pytest.raises(artifact.ArtifactError, match=r"0, a packed layer of \(30, 40\) in the file"):
-        artifact.load(path, into=mlp((39, 30, 20, 10)))
-    with pytest.raises(artifact.ArtifactError, match=r"missing in the file: 6\.bias, 6\.weight"):
-        artifact.load(path, into=mlp((40, 30, 20, 10, 5)))
-    dense = saved(mlp((40, 30, 20, 10)), tmp_path)
-    with pytest.raises(artifact.ArtifactError, match="0, dense in the file and packed in the model"):
-        artifact.load(dense, into=packed_mlp())
-
-
-def test_models_that_cannot_be_stored_are_refused_with_all_names(tmp_path):
-    class Extra(nn.Linear):
-        def get_extra_state(self):
-            return {"a": 1}
-
-    model = nn.Sequential(nn.LazyLinear(3), nn.Linear(2, 2, device="meta"), nn.Linear(2, 2))
-    model[2].register_buffer("wide", torch.zeros(3, dtype=torch.complex128))
-    with pytest.raises(artifact.ArtifactError) as caught:
-        artifact.save(model, tmp_path / "a")
-    for name in (
-        "0.weight is not init",
-        "1.weight is on the meta",
-        "1.bias is on",
-        "2.wide is torch.strided torch.complex",
-    ):
-        assert name in str(caught.value)
-    with pytest.raises(artifact.ArtifactError, match="_extra_state is no parameter or buffer"):
-        artifact.save(Extra(2, 2), tmp_path / "a")
-    module = nn.Module()
-    module.a = nn.Module()
-    module.a.register_buffer("b", torch.eye(90))
-    module.a.register_buffer("b:gaps", torch.zeros(1))
-    with pytest.raises(artifact.ArtifactError, match=r"must not have a tensor named 'a\.b:gaps'"):
-        artifact.save(module, tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_wrong_arguments(tmp_path):
-    path = saved(mlp(), tmp_path)
-    for call, name in (
-        (lambda: artifact.save({}, path), "model"),
-        (lambda: artifact.save(mlp(), 3), "path"),
-        (lambda: artifact.save(mlp(), None), "path"),
-        (lambda: artifact.load(None, into=mlp()), "path"),
-        (lambda: artifact.load(path, into={}), "into"),
-        (lambda: artifact.load(path, into=lambda: 3), "into"),
-        (lambda: artifact.describe(3), "path"),
-        (lambda: artifact.to_bytes(None), "model"),
-        (lambda: artifact.stored_bytes(None), "model"),
-    ):
-        with pytest.raises(TypeError, match=f"^{name} must"):
-            call()
-    with pytest.raises(FileNotFoundError):
-        artifact.load(tmp_path / "none", into=mlp())
-    for bad in (tmp_path, Path("/dev/null")):
-        with pytest.raises(artifact.ArtifactError, match="must be a regular file"):
-            artifact.load(bad, into=mlp())
-        with pytest.raises(artifact.ArtifactError, match="must be a regular file or new"):
-            artifact.save(mlp(), bad)
 
 
 def test_parameters_keep_their_identity_for_optimizers(tmp_path):
@@ -470,6 +301,15 @@ def test_other_programs_can_read_the_file(tmp_path):
     assert {name: bits(t) for name, t in tensors.items()} == {n: bits(t) for n, t in model.state_dict().items()}
 
 
+def test_a_model_loaded_in_inference_mode_can_be_trained(tmp_path):
+    path = saved(mlp(), tmp_path)
+    into = mlp(seed=1)
+    with torch.inference_mode():
+        artifact.load(path, into=into)
+    into(torch.ones(1, 20)).sum().backward()
+    assert into[0].weight.grad is not None
+
+
 def test_names_in_any_script(tmp_path):
     model = nn.ModuleDict({"слой": nn.Linear(100, 100), 'a"\\b': nn.Linear(2, 2), "~": nn.Linear(1, 1)})
     prune(model["слой"], 0.99)
@@ -482,7 +322,6 @@ def test_stored_bytes_of_plain_and_compressed_models(tmp_path):
     model[2].bias.data.zero_()
     plain = len(safetensors.torch.save(model.state_dict()))
     assert artifact.stored_bytes(model) == plain
-    assert artifact.stored_bytes(Tied()) < plain + 60 * 30 * 4
     prune(model[0], 0.9)
     assert artifact.stored_bytes(model) == len(artifact.to_bytes(model)) == saved(model, tmp_path).stat().st_size
     assert artifact.stored_bytes(masks.finalize_(model)) < plain / 2
@@ -510,25 +349,3 @@ def test_files_are_small():
     assert artifact.stored_bytes(dense) >= 30 * artifact.stored_bytes(small)
     data = artifact.to_bytes(small)
     assert int.from_bytes(data[:8], "little") < 3000
-
-
-def test_the_golden_file_of_version_1_is_read_for_ever():
-    assert hashlib.sha256(version1.PATH.read_bytes()).hexdigest() == version1.SHA256
-    expected, again = version1.build(), artifact.load(version1.PATH, into=version1.architecture)
-    assert_same(again, expected)
-    assert repr(again) == repr(expected)
-    assert decisions(again) == decisions(expected)
-    assert again["tied"].weight is again["pruned"].weight
-    for name in ("int8", "affine", "fixed"):
-        found, wanted = grids.grid_of(again[name]), grids.grid_of(expected[name])
-        assert (found.format, found.input_scale) == (wanted.format, wanted.input_scale)
-        assert torch.equal(found.scale, wanted.scale) and torch.equal(found.zero_point, wanted.zero_point)
-    x = version1.numbers(9, 40)
-    assert torch.equal(again["packed"](x), expected["packed"](x))
-    assert {t.coding for t in artifact.describe(version1.PATH).tensors} == {
-        "plain",
-        "nonzeros",
-        "Int8()",
-        "FixedPoint(bits=6)",
-        "Affine(bits=4, signed=False, per_channel=False) + nonzeros",
-    }

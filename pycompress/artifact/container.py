@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 METADATA = "pycompress"
 DIGEST = "pycompress.sha256"
 DIGEST_BYTES = 32
-MAX_HEADER = 16 * 2**20
+MAX_HEADER = 4 * 2**20
 MAX_DIMENSIONS = 16
 
 ITEM_BYTES = {

@@ -54,9 +54,12 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
     --------
     >>> from pycompress.artifact import to_bytes
     >>> from pycompress.artifact.contents import read_contents
-    >>> fit(nn.Linear(2, 3), read_contents(to_bytes(nn.Linear(2, 1, bias=False)))).sizes
+    >>> file = read_contents(to_bytes(nn.Linear(2, 1)))
+    >>> fit(nn.Linear(2, 3), file).sizes
+    [(Linear(in_features=2, out_features=3, bias=True), {'out_features': 1, 'in_features': 2})]
+    >>> fit(nn.Linear(2, 1, bias=False), file)
     Traceback (most recent call last):
-    pycompress.artifact.container.ArtifactError: the file must fit the model, but there are missing in the file: bias
+    pycompress.artifact.container.ArtifactError: the file must fit the model, but there are unexpected in the file: bias
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = contents.metadata.layers
@@ -84,9 +87,14 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
         "mismatched": faults,
     }
     if any(report.values()):
-        told = [f"{what}: {', '.join(f'{name:.200}' for name in names)}" for what, names in report.items() if names]
+        told = [f"{what}: {', '.join(map(_shown, names))}" for what, names in report.items() if names]
         raise ArtifactError(f"the file must fit the model, but there are {'; '.join(told)}")
     return Fit(modules, filled, sizes)
+
+
+def _shown(name: str) -> str:
+    """Shorten a name, and escape what a terminal would obey: it may come from an attacker."""
+    return f"{name if name.isprintable() else ascii(name):.200}"
 
 
 def _dense_faults(path: str, module: nn.Module, contents: Contents) -> tuple[list[str], dict[str, int]]:

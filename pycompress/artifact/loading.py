@@ -85,7 +85,8 @@ def load(path: str | PathLike[str], into: nn.Module | Callable[[], nn.Module]) -
     if not isinstance(model, nn.Module):
         raise TypeError(f"into must make an nn.Module, got {type(model).__name__}")
     fitting = fit(model, contents)
-    return _apply(model, fitting, contents, _decode(fitting, contents, data))
+    with torch.inference_mode(False):  # tensors made in inference mode could never be trained
+        return _apply(model, fitting, contents, _decode(fitting, contents, data))
 
 
 def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
