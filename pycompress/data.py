@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
+from .calls import forward as forward
+
 Data = Any
 """A pair ``(inputs, targets)``, a map-style Dataset, or a re-iterable of ``(inputs, targets)`` batches."""
 
@@ -29,21 +31,6 @@ Tree = Any
 
 _DATA = "a pair (inputs, targets), a map-style Dataset or a re-iterable of (inputs, targets) batches"
 _CHUNK = 1024
-
-
-def forward(model: torch.nn.Module, inputs: Tree) -> Any:
-    """Call the model: ``model(*inputs)`` for a tuple, ``model(**inputs)`` for a dict, else ``model(inputs)``.
-
-    Examples
-    --------
-    >>> forward(torch.nn.Identity(), torch.tensor([1.0, 2.0]))
-    tensor([1., 2.])
-    """
-    if isinstance(inputs, tuple):
-        return model(*inputs)
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(inputs)
 
 
 def check(data: Data, name: str = "data", *, finite: bool = False) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import Data, Tree, as_pair, batches, forward, length
+from .calls import applied, blame, check_model, forward
+from .data import Data, Tree, as_pair, batches, length
 from .progress import track
 from .schedules import Schedule, number
 from .training import History, MakeOptimizer, adam, run_epochs_
@@ -85,9 +86,8 @@ def distill_(
     >>> history.train_loss[-1] < history.train_loss[0]
     True
     """
-    for name, value in (("student", student), ("teacher", teacher)):
-        if not isinstance(value, nn.Module):
-            raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
+    check_model(student, "student")
+    check_model(teacher, "teacher")
     temperature = number(temperature, "temperature", 0, math.inf, low_open=True, high_open=True)
     alpha = number(alpha, "alpha", 0, 1)
     _check_apart(student, teacher)
@@ -105,7 +105,7 @@ def distill_(
         else:
             targets, rows = targets
             answer = lessons()[rows]
-        return _loss(forward(student, inputs), answer, targets, temperature, alpha)
+        return _loss(forward(student, inputs, "data inputs"), answer, targets, temperature, alpha)
 
     with modes_kept(teacher):
         teacher.eval()
@@ -124,6 +124,7 @@ def distill_(
             seed=seed,
             progress=progress,
             description="distillation",
+            name="student",
         )
 
 
@@ -144,7 +145,7 @@ def _loss(outputs: Any, answer: Tensor, targets: Any, temperature: float, alpha:
         if len(shape) < 2:
             raise ValueError(f"student must return classes in dimension 1, got outputs of shape {shape}")
         soft, hard = _divergence(outputs, answer, temperature), F.cross_entropy
-    return soft if alpha == 1 else alpha * soft + (1 - alpha) * hard(outputs, targets)
+    return soft if alpha == 1 else alpha * soft + (1 - alpha) * applied(hard, "loss", outputs, targets)
 
 
 def _divergence(outputs: Tensor, answer: Tensor, temperature: float) -> Tensor:
@@ -157,12 +158,12 @@ def _divergence(outputs: Tensor, answer: Tensor, temperature: float) -> Tensor:
 
 def _answer(teacher: nn.Module, inputs: Tree) -> Tensor:
     with torch.no_grad():
-        answer = forward(teacher, inputs)
+        answer = forward(teacher, inputs, "data inputs")
     if not isinstance(answer, Tensor) or not answer.is_floating_point():
         got = answer.dtype if isinstance(answer, Tensor) else type(answer).__name__
         raise TypeError(f"teacher must return one floating tensor, got {got}")
     if not answer.isfinite().all():
-        raise ValueError("teacher must return finite outputs, got NaN or infinite ones")
+        raise ValueError(f"teacher must return finite outputs, got NaN or infinite ones{blame(inputs, 'data inputs')}")
     return answer
 
 

@@ -60,7 +60,7 @@ class Sparse:
     values: Float32 = field(default_factory=Float32)
 
     def __post_init__(self) -> None:
-        if self.block != (1, 1):
+        if not isinstance(self.block, tuple) or self.block != (1, 1):
             raise ValueError(f"block must be (1, 1), the one block shape that has a kernel, got {self.block!r}")
         if not isinstance(self.values, Float32):
             raise ValueError(f"values must be Float32(), the one value type that has a kernel, got {self.values!r}")
@@ -95,6 +95,9 @@ class Affine:
 
     def __post_init__(self) -> None:
         _check_bits("bits", self.bits, 2, 16)
+        for name in ("signed", "per_channel"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
 
 
 @dataclass(frozen=True)

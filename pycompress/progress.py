@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from .kernels.arrays import flag
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -70,7 +72,9 @@ class Tracker(Generic[Item]):
         self.total: int | None = work if isinstance(work, int) else _length(work)
         self.description = description
         self.done = 0
-        self._enabled = enabled and sys.stderr is not None and os.environ.get("PYCOMPRESS_PROGRESS") != "0"
+        self._enabled = (
+            flag(enabled, "progress") and sys.stderr is not None and os.environ.get("PYCOMPRESS_PROGRESS") != "0"
+        )
         self._start = 0.0
         self._due = float("inf")
         self._task: TaskID | None = None

@@ -213,7 +213,7 @@ def _calibrate(model: nn.Module, sharing: dict[str, list[nn.Module]], calibratio
 
     with undisturbed(model), torch.no_grad(), watched_inputs(layers, see):
         for inputs, _ in data_module.batches(calibration, _BATCH_SIZE, name="calibration"):
-            data_module.forward(model, inputs)
+            data_module.forward(model, inputs, "calibration inputs")
     check_reached(layers, largest, "calibration")
     bad = {name: f"largest magnitude {value}" for name, value in largest.items() if not np.isfinite(np.float32(value))}
     if bad:

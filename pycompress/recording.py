@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .data import forward
+from .calls import described, forward
 
 _KEPT_CALLS = 16
 _FORWARD = nn.Sequential.forward
@@ -56,6 +56,8 @@ def record(
 
     Raises
     ------
+    TypeError
+        When the inputs are arrays of no numbers.
     ValueError
         When the model refuses the inputs; its own error is the cause.
 
@@ -99,14 +101,8 @@ def run(model: nn.Module, example_inputs: Any) -> Any:
     >>> run(nn.ReLU(), torch.tensor([-1.0]))
     tensor([0.])
     """
-    try:
-        with torch.no_grad():
-            return forward(model, _copied(example_inputs))
-    except Exception as error:
-        raise ValueError(
-            f"example_inputs must fit the model, got {_described(example_inputs)}; "
-            f"its forward says {type(error).__name__}: {error}"
-        ) from error
+    with torch.no_grad():
+        return forward(model, _copied(example_inputs), "example_inputs")
 
 
 def _copied(inputs: Any) -> Any:
@@ -116,17 +112,12 @@ def _copied(inputs: Any) -> Any:
         return {key: _copied(value) for key, value in inputs.items()}
     if type(inputs) in (tuple, list):
         return type(inputs)(_copied(value) for value in inputs)
-    return torch.tensor(inputs) if hasattr(inputs, "__array__") else inputs
-
-
-def _described(inputs: Any) -> str:
-    if isinstance(inputs, dict):
-        return "{" + ", ".join(f"{key!r}: {_described(value)}" for key, value in inputs.items()) + "}"
-    if isinstance(inputs, (tuple, list)):
-        return "(" + ", ".join(map(_described, inputs)) + ")"
-    if hasattr(inputs, "shape") and hasattr(inputs, "dtype"):
-        return f"{tuple(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}"
-    return type(inputs).__name__
+    if not hasattr(inputs, "__array__"):
+        return inputs
+    try:
+        return torch.tensor(inputs)
+    except TypeError as error:  # a dtype that torch lacks
+        raise TypeError(f"example_inputs must hold numbers, got {described(inputs)}") from error
 
 
 def _probe(base: type[nn.Linear], seen: dict[nn.Linear, Seen]) -> type[nn.Linear]:

@@ -91,6 +91,8 @@ def check_weights(layers: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
 
     Raises
     ------
+    TypeError
+        When layers is no dict of modules.
     ValueError
         When a weight is not a parameter of its layer (a parametrization, say), not initialised yet, on the meta
         device, not of a real floating dtype, or holds NaN or infinity. All offending layers are named.
@@ -100,9 +102,14 @@ def check_weights(layers: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
     >>> check_weights({"fc": nn.Linear(3, 2)})["fc"].shape
     torch.Size([2, 3])
     """
+    if not isinstance(layers, dict):
+        raise TypeError(f"layers must be a dict of name to module, got {type(layers).__name__}")
+    strange = {name: type(module).__name__ for name, module in layers.items() if not isinstance(module, nn.Module)}
+    if strange:
+        raise TypeError(f"layers must be torch.nn.Modules, got {listed(strange)}")
     faults = {name: fault for name, module in layers.items() if (fault := _fault(module))}
     if faults:
-        raise ValueError("the weight of each layer must be a finite float parameter, got " + listed(faults))
+        raise ValueError("the layers of a model must have finite float parameters as weights, got " + listed(faults))
     return {name: module._parameters["weight"] for name, module in layers.items()}  # type: ignore[misc]
 
 

@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import Subset
 
-from .data import Data, Tree, as_pair, batches, check, forward, gather, is_dataset, length, pick
+from .calls import applied, blame, check_model, forward
+from .data import Data, Tree, as_pair, batches, check, gather, is_dataset, length, pick
 from .kernels.arrays import integer
 from .progress import track
 from .schedules import Schedule, number
@@ -136,7 +137,7 @@ def fit_(
     return run_epochs_(
         model,
         data,
-        lambda inputs, targets: loss(forward(model, inputs), targets),
+        lambda inputs, targets: applied(loss, "loss", forward(model, inputs, "data inputs"), targets),
         epochs=epochs,
         lr=lr,
         optimizer=optimizer,
@@ -166,8 +167,11 @@ def run_epochs_(
     seed: int,
     progress: bool,
     description: str = "training",
+    name: str = "model",
 ) -> History:
     """Train a model in place on ``batch_loss(inputs, targets)``; everything else is as in :func:`fit_`.
+
+    ``name`` is what messages call the model.
 
     Examples
     --------
@@ -181,8 +185,7 @@ def run_epochs_(
     >>> history.train_loss[1] < history.train_loss[0]
     True
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model, name)
     epochs, batch_size = integer(epochs, "epochs", 1), integer(batch_size, "batch_size", 1)
     seed = integer(seed, "seed", 0, 2**63 - 1)
     lr = number(lr, "lr", 0, math.inf, low_open=True, high_open=True)
@@ -200,7 +203,7 @@ def run_epochs_(
     check(data)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
-        raise ValueError("model must have parameters that require grad, got none")
+        raise ValueError(f"{name} must have parameters that require grad, got none")
     generator = torch.Generator().manual_seed(seed)
     training, held_out = _hold_out(data, validation_fraction, generator)
 
@@ -212,7 +215,11 @@ def run_epochs_(
         track(epochs * _steps(training, batch_size), description, progress) as bar,
     ):
         stepper = optimizer(parameters, lr=lr)
+        if not isinstance(stepper, Optimizer):
+            raise TypeError(f"optimizer must make a torch.optim.Optimizer, got {type(stepper).__name__}")
         scheduler = None if schedule is None else schedule(stepper, epochs)
+        if not (scheduler is None or callable(getattr(scheduler, "step", None))):
+            raise TypeError(f"schedule must make a scheduler of torch.optim, got {type(scheduler).__name__}")
         for epoch in range(1, epochs + 1):
             where = f"epoch {epoch} of {epochs}"
             bar.description = f"{description}, {where}"
@@ -221,7 +228,7 @@ def run_epochs_(
             total, items = 0.0, 0
             for inputs, targets in batches(training, batch_size, shuffle=True, generator=generator):
                 loss = batch_loss(inputs, targets)
-                value = _value(loss, where)
+                value = _value(loss, where, inputs)
                 for parameter in parameters:
                     parameter.grad = None
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -287,8 +294,7 @@ def reestimate_batch_norm_(model: nn.Module, data: Data, *, batch_size: int = 64
     >>> model.running_mean, model.running_var
     (tensor([2.]), tensor([2.]))
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
         raise ValueError("model must have batch-norm layers with running statistics, got none")
@@ -304,7 +310,7 @@ def reestimate_batch_norm_(model: nn.Module, data: Data, *, batch_size: int = 64
                 layer.momentum = None  # the mean over all batches
                 layer.train()
             for inputs, _ in batches(data, batch_size, shuffle=True, generator=generator):
-                forward(model, inputs)
+                forward(model, inputs, "data inputs")
             statistics = [value for layer in layers for value in (layer.running_mean, layer.running_var)]
             if not all(value is None or bool(value.isfinite().all()) for value in statistics):
                 raise ValueError("data must give finite statistics, got NaN or infinite ones")
@@ -349,19 +355,21 @@ def _mean_loss(model: nn.Module, data: Data, batch_loss: Callable[[Tree, Tree], 
     total, items = 0.0, 0
     with torch.no_grad():
         for inputs, targets in batches(data, _EVALUATION_BATCH):
-            total += _value(batch_loss(inputs, targets), f"validation after {where}", grad=False) * length(targets)
+            loss = batch_loss(inputs, targets)
+            total += _value(loss, f"validation after {where}", inputs, grad=False) * length(targets)
             items += length(targets)
     return total / items
 
 
-def _value(loss: object, where: str, grad: bool = True) -> float:
+def _value(loss: object, where: str, inputs: Tree, grad: bool = True) -> float:
     if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
         got = f"{tuple(loss.shape)} {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
         raise TypeError(f"loss must return a 0-D floating tensor, got {got}")
     value = float(loss.item())
     if not math.isfinite(value):
         raise ValueError(
-            f"loss must stay finite, got {value} in {where}: try a smaller lr or clip_norm (the model is as before)"
+            f"loss must stay finite, got {value} in {where}{blame(inputs, 'data inputs')}: "
+            "try a smaller lr or clip_norm (the model is as before)"
         )
     if grad and not loss.requires_grad:
         raise ValueError("loss must depend on parameters that require grad, got one that does not")

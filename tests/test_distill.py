@@ -181,6 +181,11 @@ class Two(nn.Module):
         return self.net(x), self.net(x)
 
 
+class Infinite(nn.Module):
+    def forward(self, x):
+        return x / 0
+
+
 def broken():
     teacher = linear(1)
     with torch.no_grad():
@@ -192,12 +197,13 @@ def broken():
 @pytest.mark.parametrize(
     ("teacher", "targets", "error", "words"),
     [
-        (broken(), CLASSES, ValueError, "teacher must return finite outputs"),
+        (broken(), CLASSES, ValueError, "teacher must have finite weights, got weight: 1 NaN"),
+        (Infinite(), CLASSES, ValueError, "teacher must return finite outputs"),
         (Two(), CLASSES, TypeError, "teacher must return one floating tensor, got tuple"),
         (linear(1, outputs=5), CLASSES, ValueError, r"teacher's shape \(48, 5\), got \(48, 4\)"),
         (linear(1), VALUES[:, 0], ValueError, r"outputs' shape \(48, 4\), got \(48,\)"),
         (linear(1), CLASSES > 1, TypeError, "class indices or of real numbers, got torch.bool"),
-        (linear(1), CLASSES + 4, IndexError, None),
+        (linear(1), CLASSES + 4, ValueError, "loss must take .* targets of data, .* out of bounds"),
     ],
 )
 def test_a_distillation_that_fails_loses_nothing(form, teacher, targets, error, words):

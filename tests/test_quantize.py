@@ -306,7 +306,11 @@ BAD = {
         ValueError,
         "calibration must give finite inputs of every layer, got 'body.0'",
     ),
-    "shape": ({"format": pc.Int8(), "calibration": (X[:, :1], Y)}, RuntimeError, "channels"),
+    "shape": (
+        {"format": pc.Int8(), "calibration": (X[:, :1], Y)},
+        ValueError,
+        "calibration inputs must fit .* channels",
+    ),
 }
 
 

@@ -412,8 +412,8 @@ def test_wrong_scores_are_errors(score, part):
     ("arguments", "error", "part"),
     [
         ({"model": "a model"}, TypeError, "model must be"),
-        ({"example_inputs": torch.zeros(1, 4)}, ValueError, "example_inputs must be"),
-        ({"example_inputs": None}, ValueError, "example_inputs must be"),
+        ({"example_inputs": torch.zeros(1, 4)}, ValueError, "example_inputs must fit the model"),
+        ({"example_inputs": None}, ValueError, "example_inputs must fit the model"),
         ({"fraction": 1.0}, ValueError, "fraction must be at least 0 and below 1, got 1.0"),
         ({"fraction": -0.1}, ValueError, "fraction must be"),
         ({"fraction": float("nan")}, ValueError, "fraction must be"),

@@ -22,6 +22,11 @@ from pycompress.validation.statistics import mcnemar_exact, tango_interval
 from pycompress.validation.verdict import check_margin, compare_outputs
 
 
+class Root(nn.Module):
+    def forward(self, x):
+        return x.sqrt()
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
@@ -366,10 +371,20 @@ def test_nan_names_the_model(model, data):
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken[2].bias[0] = math.nan
-    with pytest.raises(ValueError, match="compressed must return numbers, got NaN"):
+    with pytest.raises(ValueError, match=r"compressed must have finite weights, got 2\.bias: 1 NaN"):
         pc.validate(model, broken, data, latency=False)
-    with pytest.raises(ValueError, match="original must return numbers, got NaN"):
+    with pytest.raises(ValueError, match=r"original must have finite weights, got 2\.bias: 1 NaN"):
         pc.validate(broken, model, data, latency=False)
+
+
+def test_nan_in_outputs_names_the_model_and_data_that_hold_nan(model, data):
+    roots = nn.Sequential(model, Root())
+    with pytest.raises(ValueError, match=r"compressed must return numbers, got NaN for \d+ of 256 items of a batch$"):
+        pc.validate(model, roots, data, latency=False)
+    inputs = data[0].clone()
+    inputs[5] = math.nan
+    with pytest.raises(ValueError, match=r"original must return numbers, .* \(data inputs hold \d+ NaN"):
+        pc.validate(model, model, (inputs, data[1]), latency=False)
 
 
 def test_items_that_contradict_the_metric(model, data):

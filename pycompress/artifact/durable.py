@@ -13,7 +13,7 @@ from .container import ArtifactError
 
 
 def check_path(path: object) -> None:
-    """Raise a TypeError when path is neither a str nor a path.
+    """Raise a TypeError when path is neither a str nor a path, a ValueError when no file can have that name.
 
     Examples
     --------
@@ -23,6 +23,9 @@ def check_path(path: object) -> None:
     """
     if not isinstance(path, (str, PathLike)):
         raise TypeError(f"path must be a str or a path, got {type(path).__name__}")
+    name = os.fspath(path)
+    if not name or ("\0" if isinstance(name, str) else b"\0") in name:
+        raise ValueError(f"path must be the name of a file, got {name!r}")
 
 
 def write_file(path: str | PathLike[str], data: bytes) -> None:

@@ -99,6 +99,13 @@ def restore(result: NDArray[np.float32], x: ArrayLike) -> Any:
     return result.astype(np.float16) if x.dtype.newbyteorder("=") == np.float16 else result
 
 
+def flag(value: object, name: str) -> bool:
+    """Return value, which must be a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return value
+
+
 def integer(value: object, name: str, low: int, high: int | None = None) -> int:
     """Return value as an int inside [low, high]."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

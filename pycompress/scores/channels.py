@@ -78,11 +78,11 @@ def ablation(data: Data, loss: Loss, *, batch_size: int = 256, progress: bool = 
                 if not sites:
                     sites = _sites(model, layers, inputs)
                 rows = data_module.length(targets)
-                whole = mean_loss(loss, data_module.forward(model, inputs), targets).item()
+                whole = mean_loss(loss, data_module.forward(model, inputs, "data inputs"), targets).item()
                 for name, total in sums.items():
                     for c in range(outputs[name]):
                         with _Without(sites[name], c):
-                            part = mean_loss(loss, data_module.forward(model, inputs), targets).item()
+                            part = mean_loss(loss, data_module.forward(model, inputs, "data inputs"), targets).item()
                         total[c] += (part - whole) * rows
                         done.advance()
                 items += rows
@@ -117,7 +117,7 @@ def _sites(model: nn.Module, layers: dict[str, nn.Module], inputs: Any) -> dict[
     watched = [module for module in model.modules() if module in scored or not list(module.children())]
     handles = [module.register_forward_hook(record) for module in watched]
     try:
-        data_module.forward(model, inputs)
+        data_module.forward(model, inputs, "data inputs")
     finally:
         for handle in handles:
             handle.remove()

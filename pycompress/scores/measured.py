@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import data as data_module
 from ..data import Data
 from ..progress import track
-from ..selection import check_weights
+from ..selection import check_weights, listed
 from .running import Loss, Score, check_arguments, check_reached, layer_weight, mean_loss, undisturbed, watched_inputs
 
 
@@ -157,8 +157,11 @@ def wanda(data: Data, *, batch_size: int = 128) -> Score:
 
         with undisturbed(model), torch.inference_mode(False), torch.no_grad(), watched_inputs(layers, add):
             for inputs, _ in data_module.batches(data, batch_size):
-                data_module.forward(model, inputs)
+                data_module.forward(model, inputs, "data inputs")
         check_reached(layers, sums, "data")
+        bad = {name: "NaN or infinity" for name, total in sums.items() if not bool(total.isfinite().all())}
+        if bad:
+            raise ValueError(f"data must give finite inputs of every layer, got {listed(bad)}")
         return {name: (weight.detach().double().abs() * sums[name].sqrt()).float() for name, weight in weights.items()}
 
     return score
@@ -199,7 +202,7 @@ def _gradient_means(
                 for start in range(0, data_module.length(whole_targets), batch_size):
                     part = slice(start, start + batch_size)
                     inputs, targets = data_module.pick(whole_inputs, part), data_module.pick(whole_targets, part)
-                    value = mean_loss(loss, data_module.forward(model, inputs), targets)
+                    value = mean_loss(loss, data_module.forward(model, inputs, "data inputs"), targets)
                     gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
                     rows = data_module.length(targets)
                     items += rows

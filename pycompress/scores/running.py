@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import data as data_module
+from ..calls import applied
 from ..data import Data
 
 Score = Callable[[nn.Module, dict[str, nn.Module]], dict[str, Tensor]]
@@ -124,7 +125,7 @@ def mean_loss(loss: Loss, outputs: Any, targets: Any) -> Tensor:
     >>> mean_loss(nn.functional.mse_loss, torch.ones(2), torch.zeros(2))
     tensor(1.)
     """
-    value = loss(outputs, targets)
+    value = applied(loss, "loss", outputs, targets)
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
         raise TypeError(f"loss must return a scalar tensor, got {type(value).__name__}{shape}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..kernels.arrays import integer
 from ..selection import check_weights
 from .running import Score, wide
 
@@ -101,8 +102,8 @@ def random(seed: int = 0) -> Score:
 
     Raises
     ------
-    TypeError
-        When seed is not an int.
+    TypeError, ValueError
+        When seed is no int of 0 to 2^63 - 1.
 
     Examples
     --------
@@ -111,8 +112,7 @@ def random(seed: int = 0) -> Score:
     >>> bool((score(layer, {"": layer})[""] == score(layer, {"": layer})[""]).all())
     True
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
+    seed = integer(seed, "seed", 0, 2**63 - 1)
 
     def score(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)

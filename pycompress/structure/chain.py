@@ -103,10 +103,7 @@ def trace(model: nn.Module, example_inputs: Tree) -> fx.Graph:
     """
     probe = copy.deepcopy(model).eval()
     with torch.no_grad():
-        try:
-            forward(probe, example_inputs)
-        except Exception as error:
-            raise ValueError(f"example_inputs must be inputs that model accepts, got the error: {error}") from error
+        forward(probe, example_inputs, "example_inputs")
         try:
             bind = inspect.signature(probe.forward).bind
             if isinstance(example_inputs, dict):

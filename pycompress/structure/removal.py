@@ -194,7 +194,7 @@ def _check_runs(result: nn.Module, model: nn.Module, example_inputs: Tree) -> No
     shapes = []
     for candidate in (model, result):
         with torch.no_grad():
-            outputs = forward(copy.deepcopy(candidate).eval(), example_inputs)
+            outputs = forward(copy.deepcopy(candidate).eval(), example_inputs, "example_inputs")
         shapes.append(_shapes(outputs))
     if shapes[0] != shapes[1]:
         raise ValueError(f"model must give outputs of {shapes[0]} also without its channels, got {shapes[1]}")

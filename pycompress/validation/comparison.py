@@ -8,7 +8,9 @@ from dataclasses import replace
 from numpy.typing import ArrayLike
 from torch import nn
 
+from ..calls import check_model
 from ..data import Data, check, first_inputs
+from ..kernels.arrays import flag
 from ..progress import track
 from .arguments import check_integer
 from .cost import measure_cost, measure_latency
@@ -90,16 +92,22 @@ def validate(
     """
     models = {"original": original, "compressed": compressed}
     for name, model in models.items():
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{name} must be a torch.nn.Module, got {type(model).__name__}")
+        check_model(model, name)
     check_margin(margin, metric)
     check_options(confidence, resamples, batch_size, seed)
+    flag(latency, "latency")
     check(data, "data")
     others = {} if external is None else external
     if not isinstance(others, dict):
         raise TypeError(f"external must be a dict of names to data, got {type(external).__name__}")
     for name, items in others.items():
+        if not isinstance(name, str):
+            raise TypeError(f"external must have names as keys, got {name!r}")
         check(items, f"external[{name!r}]")
+    if not isinstance(batch_sizes, Sequence) or isinstance(batch_sizes, (str, bytes)):
+        raise TypeError(f"batch_sizes must be a sequence of ints, got {type(batch_sizes).__name__}")
+    if not batch_sizes:
+        raise ValueError(f"batch_sizes must not be empty, got {batch_sizes!r}")
     for size in batch_sizes:
         check_integer(size, "batch_sizes", 1)
 

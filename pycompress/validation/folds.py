@@ -11,7 +11,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from ..calls import applied, real
 from ..data import Data, Tree, gather, length, pick
+from ..kernels.arrays import flag
 from ..progress import track
 from .bootstrap import Interval, group_members
 from .cost import Cost, measure_cost, measure_latency
@@ -186,6 +188,7 @@ def cross_validate(
         raise TypeError(f"pipeline must be a function of (train, seed), got {type(pipeline).__name__}")
     check_margin(margin, metric)
     check_options(confidence, resamples, batch_size, seed)
+    flag(latency, "latency")
     inputs, targets = gather(data)
     parts = fold_indices(targets, folds, stratify=stratify, groups=groups, seed=seed)
     pooled: dict[str, Tensor] = {}
@@ -274,6 +277,8 @@ def fold_indices(
     if not 2 <= folds <= len(members):
         of = "items" if groups is None else "groups"
         raise ValueError(f"folds must be from 2 to the number of {of}, {len(members)}, got {folds}")
+    if stratify is not None:
+        flag(stratify, "stratify")
     are_classes = isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point()
     if stratify and not are_classes:
         raise ValueError("stratify must be False or None unless targets are class indices [items] of an integer type")
@@ -310,7 +315,7 @@ def _models(made: Any, number: int) -> tuple[nn.Module, nn.Module]:
 
 def _value(metric: Metric, outputs: Tensor, targets: Tree) -> float | None:
     try:
-        value = float(metric(outputs, targets))
+        value = real(applied(metric, "metric", outputs, targets), "metric")
     except ValueError:  # of few items, some metrics have no value: the pooled one counts
         return None
     return value if np.isfinite(value) else None

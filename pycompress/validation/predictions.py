@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import Data, batches, forward, gather, length
+from ..calls import blame, check_model, forward
+from ..data import Data, Tree, batches, gather, length
 
 
 @contextmanager
@@ -99,13 +100,13 @@ def predict_each(
     (tensor([[-1.]]), tensor([[0.]]))
     """
     for key, model in models.items():
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{key} must be a torch.nn.Module, got {type(model).__name__}")
+        check_model(model, key)
     parts: list[tuple[dict[str, Tensor], Any]] = []
     with evaluating(*models.values()):
         for inputs, targets in batches(data, batch_size, name=name):
             items = length(targets)
-            rows = {key: _one_output(forward(model, inputs), items, key) for key, model in models.items()}
+            given = {key: forward(model, inputs, f"{name} inputs") for key, model in models.items()}
+            rows = {key: _one_output(output, items, key, inputs, name) for key, output in given.items()}
             parts.append((rows, targets))
     outputs, targets = gather(parts, name)
     shapes = {tuple(tensor.shape) for tensor in outputs.values()}
@@ -281,12 +282,13 @@ def class_indices(outputs: Tensor, targets: Tensor) -> Tensor:
     return classes
 
 
-def _one_output(outputs: Any, items: int, name: str) -> Tensor:
+def _one_output(outputs: Any, items: int, name: str, inputs: Tree, data: str) -> Tensor:
     if not isinstance(outputs, Tensor):
         raise TypeError(f"{name} must return one tensor, got {type(outputs).__name__}")
     if outputs.ndim == 0 or outputs.shape[0] != items:
         raise ValueError(f"{name} must return one row for each of {items} items, got shape {tuple(outputs.shape)}")
     if outputs.is_floating_point() and bool(outputs.isnan().any()):
         bad = int(outputs.isnan().flatten(1).any(dim=1).sum()) if outputs.ndim > 1 else int(outputs.isnan().sum())
-        raise ValueError(f"{name} must return numbers, got NaN for {bad} of {items} items of a batch")
+        reason = blame(inputs, f"{data} inputs")
+        raise ValueError(f"{name} must return numbers, got NaN for {bad} of {items} items of a batch{reason}")
     return outputs

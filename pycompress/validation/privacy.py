@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from ..calls import applied
 from ..data import Data
 from .arguments import check_between
 from .bootstrap import Floats, Interval, checked_values
@@ -249,7 +250,8 @@ def _scores(
     for name, items in (("members", members), ("non_members", non_members)):
         outputs, targets = predict_each(models, items, batch_size, name=name)
         function = _default_score(targets, name) if score is None else score
-        sides.append({key: _checked_scores(function(rows, targets), name) for key, rows in outputs.items()})
+        scores = {key: applied(function, "score", rows, targets, name) for key, rows in outputs.items()}
+        sides.append({key: _checked_scores(values, name) for key, values in scores.items()})
     return [(sides[0][key], sides[1][key]) for key in models]
 
 

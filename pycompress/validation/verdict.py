@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..calls import applied, described, real
 from ..data import length, pick
 from .arguments import check_between, check_integer
 from .bootstrap import Floats, Interval, group_members, mean_interval
@@ -204,9 +205,11 @@ def compare_outputs(
 
         def both(indices: NDArray[np.int64]) -> tuple[float, float]:
             rows = torch.from_numpy(indices)
-            return float(metric(original[rows], pick(targets, rows))), float(
-                metric(compressed[rows], pick(targets, rows))
+            before, after = (
+                real(applied(metric, "metric", outputs[rows], pick(targets, rows)), "metric")
+                for outputs in (original, compressed)
             )
+            return before, after
 
         estimates = metric_estimates(both, items, **options)
         bootstrap_interval = estimates.difference.interval
@@ -278,15 +281,18 @@ def _item_values(metric: Metric, outputs: dict[str, Tensor], targets: Any) -> di
         return None
     values: dict[str, Floats] = {}
     for name, rows in outputs.items():
-        result = per_item(rows, targets)
-        array = np.asarray(result.numpy(force=True) if isinstance(result, Tensor) else result, np.float64)
+        result = applied(per_item, "metric", rows, targets)
+        try:
+            array = np.asarray(result.numpy(force=True) if isinstance(result, Tensor) else result, np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"metric.per_item must return numbers, got {described(result)}") from None
         if array.shape != (len(rows),):
             raise ValueError(f"metric.per_item must return one value for each of {len(rows)} items, got {array.shape}")
         if not np.isfinite(array).all():
             raise ValueError(
                 f"metric must be finite, got {int((~np.isfinite(array)).sum())} items that are not: {name}"
             )
-        whole = float(metric(rows, targets))
+        whole = real(applied(metric, "metric", rows, targets), "metric")
         if not math.isclose(whole, array.mean(), rel_tol=1e-5, abs_tol=1e-9):
             raise ValueError(
                 f"metric must be the mean of metric.per_item, {array.mean():.6g} for {name}, got {whole:.6g}"
