@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +15,14 @@ from torch import nn
 
 from . import scores
 from .artifact import stored_bytes
-from .data import Data, Tree, check, first_inputs, forward
+from .calls import check_model, forward
+from .data import Data, Tree, as_pair, check, first_inputs
 from .distill import distill_
 from .formats import Grid
-from .kernels.arrays import integer
+from .formats import Int8 as Int8
+from .kernels.arrays import flag, integer
 from .layers import LayerDecision
+from .linears import find
 from .masks import finalize_
 from .packing import explain, pack
 from .prune import PruneSummary, prune_
@@ -26,7 +31,8 @@ from .selection import Pattern
 from .structure import simplify as simplify_model
 from .validation import Verdict, validate
 from .validation.metrics import Metric, accuracy
-from .validation.verdict import check_margin
+from .validation.predictions import predict_each
+from .validation.verdict import check_margin, compare_outputs
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,13 @@ class Compressed:
     verdict : Verdict or None
         Original against compressed on the test data; None without test data.
     summary : Summary
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> result = compress(model, None, None, sparsity=0.5, quantize=Int8(), example_inputs=torch.zeros(1, 16))
+    >>> result.verdict, result.summary.pruning.sparsity, result.model.training
+    (None, 0.5, False)
     """
 
     model: nn.Module
@@ -158,27 +171,33 @@ def compress(
     >>> result.summary.parameters
     (1218, 181)
     """
-    _check(model, train, test, sparsity, quantize, simplify, include, exclude, metric, margin, training)
     rounds, epochs = integer(rounds, "rounds", 1), integer(epochs, "epochs", 1)
-    seed = integer(seed, "seed", 0)
-    known = train if train is not None else test
-    if example_inputs is None:
-        if known is None:
-            raise ValueError("example_inputs must be given where train and test are None")
-        example_inputs = first_inputs(known, 1)
-    _check_runs(model, example_inputs)
+    seed = integer(seed, "seed", 0, 2**63 - 1)
+    flag(progress, "progress")
+    trains = train is not None and (simplify is not None or sparsity is not None)
+    _check_options(sparsity, quantize, simplify, teacher, training, trains)
+    check_model(model)
+    check_margin(margin, metric)
+    example_inputs = _check_data(model, train, test, example_inputs)
+    if test is not None:
+        _check_verdict(model, test, metric, margin)
+    _try_out(model, sparsity, quantize, None if simplify is None else score, include, exclude)
     teacher = model if teacher is None else teacher
     twin, spent = copy.deepcopy(model), 0
 
     def tune() -> None:
         nonlocal spent
         if train is not None:
-            history = distill_(twin, teacher, train, epochs=epochs, seed=seed + spent, progress=progress, **training)
+            with _explained("student is a copy of model, data is train"):
+                history = distill_(
+                    twin, teacher, train, epochs=epochs, seed=(seed + spent) % 2**63, progress=progress, **training
+                )
             spent += len(history.train_loss)
 
     pruning = quantization = None
     if simplify is not None:
-        twin = simplify_model(twin, example_inputs, simplify, score, include, exclude)
+        with _explained("fraction is simplify"):
+            twin = simplify_model(twin, example_inputs, simplify, score, include, exclude)
         tune()
     if sparsity is not None:
         for i in range(1, rounds + 1):
@@ -195,51 +214,96 @@ def compress(
     sizes = stored_bytes(model), stored_bytes(twin)
     verdict = None
     if test is not None:
-        verdict = validate(model, twin, test, metric=metric, margin=margin, seed=seed, progress=progress)
+        with _explained("original is model, data is test"):
+            verdict = validate(model, twin, test, metric=metric, margin=margin, seed=seed, progress=progress)
     layers = tuple(explain(twin))
     return Compressed(twin, verdict, Summary(parameters, sizes, spent, pruning, quantization, layers))
 
 
-def _check(
-    model: nn.Module,
-    train: Data | None,
-    test: Data | None,
+def _check_options(
     sparsity: float | None,
     quantize: Grid | None,
     simplify: float | Mapping[str, float] | None,
-    include: Sequence[Pattern] | None,
-    exclude: Sequence[Pattern] | None,
-    metric: Metric,
-    margin: float,
+    teacher: nn.Module | None,
     training: dict[str, Any],
+    trains: bool,
 ) -> None:
-    """Refuse what cannot work before anything is trained: each step is tried on a copy of the untrained model."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    """Refuse options that say nothing, or that nothing would use."""
     if sparsity is None and quantize is None and simplify is None:
-        raise ValueError("one of sparsity, quantize and simplify must be given")
-    for data, name in ((train, "train"), (test, "test")):
-        if data is not None:
-            check(data, name)
+        raise ValueError("one of sparsity, quantize and simplify must be given, got None for all of them")
     own = ("student", "teacher", "data", "epochs", "seed", "progress")
     options = [name for name in inspect.signature(distill_).parameters if name not in own]
     unknown = sorted(set(training) - set(options))
     if unknown:
         raise TypeError(f"{unknown[0]} is no argument of compress nor of distill_, which takes {', '.join(options)}")
-    check_margin(margin, metric)
+    if teacher is not None:
+        check_model(teacher, "teacher")
+    unused = (["teacher"] if teacher is not None else []) + list(training)
+    if unused and not trains:
+        raise ValueError(
+            f"{unused[0]} must come with a training step: with train, and with simplify or sparsity "
+            "(quantize alone trains nothing)"
+        )
+
+
+def _check_data(model: nn.Module, train: Data | None, test: Data | None, example_inputs: Tree | None) -> Tree:
+    """Check the data and that the model takes their inputs; return the example inputs."""
+    found = {}
+    for data, name in ((train, "train"), (test, "test")):
+        if data is not None:
+            check(data, name, finite=isinstance(data, list) or as_pair(data, name) is not None)
+            found[f"{name} inputs"] = first_inputs(data, 1, name)
+    if example_inputs is not None:
+        found["example_inputs"] = example_inputs
+    if not found:
+        raise ValueError("example_inputs must be given where train and test are None, got None")
+    probe = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for name, inputs in found.items():
+            forward(probe, inputs, name)
+    return next(iter(found.values())) if example_inputs is None else example_inputs
+
+
+def _check_verdict(model: nn.Module, test: Data, metric: Metric, margin: float) -> None:
+    """Refuse a metric or test data that no verdict can come from: the model is compared with itself."""
+    with _explained("data is test"):
+        outputs, targets = predict_each({"model": model}, test, name="test")
+        compare_outputs(outputs["model"], outputs["model"], targets, metric=metric, margin=margin, resamples=1)
+
+
+def _try_out(
+    model: nn.Module,
+    sparsity: float | None,
+    quantize: Grid | None,
+    score: scores.Score | None,
+    include: Sequence[Pattern] | None,
+    exclude: Sequence[Pattern] | None,
+) -> None:
+    """Refuse what cannot work before anything is trained: the later steps are tried on a copy of the model.
+
+    The score is tried where training comes before pruning.
+    """
     trial = copy.deepcopy(model)
-    if sparsity is not None:
-        prune_(trial, sparsity=sparsity, include=include, exclude=exclude)
-    if quantize is not None:
-        quantize_(trial, quantize, include=include, exclude=exclude)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come when it is done in earnest
+        if sparsity is not None:
+            chosen = scores.magnitude if score is None else score
+            prune_(trial, sparsity=sparsity, score=chosen, include=include, exclude=exclude)
+        if quantize is not None:
+            with _explained("format is quantize"):
+                quantize_(trial, quantize, include=include, exclude=exclude)
+    if any(isinstance(module, nn.Linear) for module in trial.modules()):
+        find(trial)
 
 
-def _check_runs(model: nn.Module, example_inputs: Tree) -> None:
+@contextmanager
+def _explained(names: str) -> Iterator[None]:
+    """Say in errors of a step what its arguments are here."""
     try:
-        with torch.no_grad():
-            forward(copy.deepcopy(model).eval(), example_inputs)
-    except Exception as error:
-        raise ValueError(f"model must run on example_inputs, got {type(error).__name__}: {error}") from error
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{error} ({names})") from error
 
 
 def _count(model: nn.Module) -> int:
