@@ -41,14 +41,32 @@ RECIPES = (
     Recipe(
         "MLP 64-512-512-10",
         models.mlp,
-        {"epochs": 20, "lr": 1e-3, "batch_size": 64, "schedule": cosine()},
-        {"simplify": 0.25, "sparsity": 0.9, "rounds": 1, "epochs": 10, "quantize": Int8(), "schedule": cosine()},
+        {"epochs": 20, "lr": 2e-3, "batch_size": 64, "schedule": cosine(warmup=1)},
+        {
+            "simplify": 0.5,
+            "sparsity": 0.85,
+            "rounds": 2,
+            "epochs": 5,
+            "batch_size": 32,
+            "lr": 5e-3,
+            "temperature": 2.0,
+            "schedule": cosine(),
+            "quantize": Int8(),
+        },
     ),
     Recipe(
         "CNN conv16-conv32-64-10",
         models.cnn,
-        {"epochs": 20, "lr": 3e-3, "batch_size": 64, "schedule": cosine()},
-        {"simplify": 0.25, "sparsity": 0.6, "rounds": 1, "epochs": 10, "quantize": Int8(), "schedule": cosine()},
+        {"epochs": 20, "lr": 8e-3, "batch_size": 64, "schedule": cosine(warmup=2)},
+        {
+            "simplify": 0.25,
+            "sparsity": 0.7,
+            "epochs": 7,
+            "lr": 8e-3,
+            "temperature": 2.0,
+            "schedule": cosine(),
+            "quantize": Int8(),
+        },
     ),
 )
 
