@@ -76,8 +76,9 @@ def to_bytes(model: nn.Module) -> bytes:
 
     Examples
     --------
-    >>> to_bytes(nn.Linear(2, 1)) == to_bytes(nn.Linear(2, 1))
-    False
+    >>> model = nn.Linear(2, 1)
+    >>> to_bytes(model) == to_bytes(model)
+    True
     """
     tensors, metadata = _collect(model)
     return write_container(tensors, write_metadata(metadata))
