@@ -16,6 +16,74 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from .artifact import Description
+    from .validation import MembershipComparison, Verdict
+    from .validation.cost import Cost
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One model, before and after compression, as the demo reports it.
+
+    Attributes
+    ----------
+    name : str
+    verdict : Verdict
+        What decides: held-out items.
+    cost : Cost
+        Size and latency.
+    membership : MembershipComparison
+        Items that the model was trained on against items that it was not.
+    reload_equal : bool
+        Whether the saved and loaded model gives the same bits.
+    external : Verdict, optional
+        On items from another source.
+    """
+
+    name: str
+    verdict: Verdict
+    cost: Cost
+    membership: MembershipComparison
+    reload_equal: bool
+    external: Verdict | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, lists and dicts, for JSON."""
+        verdict, external = self.verdict, self.external
+        found: dict[str, Any] = {
+            "name": self.name,
+            "original": self._side("original"),
+            "compressed": self._side("compressed"),
+            "verdict": {
+                "difference": verdict.difference,
+                "interval": list(verdict.interval),
+                "margin": verdict.margin,
+                "decision": verdict.decision,
+                "items": verdict.items,
+            },
+            "reload_equal": self.reload_equal,
+            "speedup": {str(row.batch): [row.speedup, *row.speedup_interval] for row in self.cost.latency},
+            "threads": self.cost.latency[0].threads,
+        }
+        if external is not None:
+            found["external"] = {
+                "items": external.items,
+                "original": external.original.value,
+                "compressed": external.compressed.value,
+                "difference": external.difference,
+                "interval": list(external.interval),
+            }
+        return found
+
+    def _side(self, side: str) -> dict[str, Any]:
+        estimate, membership = getattr(self.verdict, side), getattr(self.membership, side)
+        return {
+            "accuracy": estimate.value,
+            "accuracy_interval": list(estimate.interval),
+            "bytes": getattr(self.cost, f"{side}_bytes"),
+            "latency_ms": {str(row.batch): getattr(row, f"{side}_p50_ms") for row in self.cost.latency},
+            "membership_auc": membership.auc,
+            "membership_auc_interval": list(membership.interval),
+        }
 
 
 def size(count: int) -> str:

@@ -17,9 +17,10 @@ from ..artifact import load, save
 from ..formats import Int8
 from ..pipeline import Compressed, compress
 from ..progress import track
+from ..report import ModelResult
 from ..schedules import cosine
 from ..training import fit_
-from ..validation import MembershipComparison, Verdict, compare_membership, cross_validate, validate
+from ..validation import compare_membership, cross_validate, validate
 from . import models
 from .data import Digits, digits, external_split
 
@@ -72,76 +73,11 @@ RECIPES = (
 
 
 @dataclass(frozen=True)
-class Result:
-    """One model, before and after.
-
-    Attributes
-    ----------
-    name : str
-    folds : Verdict
-        Pooled held-out predictions of all folds; everything is repeated inside each fold.
-    final : Verdict
-        Of the model that is kept: on the digits of other writers, with size and latency.
-    membership : MembershipComparison
-        Of the model that is kept: items it was trained on against items of the same writers that it was not.
-    reload_equal : bool
-        Whether the saved and loaded model gives the same bits.
-    """
-
-    name: str
-    folds: Verdict
-    final: Verdict
-    membership: MembershipComparison
-    reload_equal: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers, lists and dicts, for JSON."""
-        return {
-            "name": self.name,
-            "original": self._side("original"),
-            "compressed": self._side("compressed"),
-            "verdict": {
-                "difference": self.folds.difference,
-                "interval": list(self.folds.interval),
-                "margin": self.folds.margin,
-                "decision": self.folds.decision,
-                "items": self.folds.items,
-            },
-            "reload_equal": self.reload_equal,
-            "speedup": {str(row.batch): [row.speedup, *row.speedup_interval] for row in self._cost.latency},
-            "threads": self._cost.latency[0].threads,
-            "external": {
-                "items": self.final.items,
-                "original": self.final.original.value,
-                "compressed": self.final.compressed.value,
-                "interval": list(self.final.interval),
-            },
-        }
-
-    def _side(self, side: str) -> dict[str, Any]:
-        estimate, membership = getattr(self.folds, side), getattr(self.membership, side)
-        latency = {str(row.batch): getattr(row, f"{side}_p50_ms") for row in self._cost.latency}
-        return {
-            "accuracy": estimate.value,
-            "accuracy_interval": list(estimate.interval),
-            "bytes": getattr(self._cost, f"{side}_bytes"),
-            "latency_ms": latency,
-            "membership_auc": membership.auc,
-            "membership_auc_interval": list(membership.interval),
-        }
-
-    @property
-    def _cost(self) -> Any:
-        assert self.final.cost is not None
-        return self.final.cost
-
-
-@dataclass(frozen=True)
 class Report:
     """The results of all models, and the seconds that they took."""
 
     seconds: float
-    models: tuple[Result, ...]
+    models: tuple[ModelResult, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, lists and dicts, for JSON."""
@@ -191,7 +127,7 @@ def run(out: Path | None = None, *, seed: int = 0, progress: bool = True) -> Rep
     return Report(time.perf_counter() - start, results)
 
 
-def _run_one(recipe: Recipe, folder: Path, seed: int, progress: bool) -> Result:
+def _run_one(recipe: Recipe, folder: Path, seed: int, progress: bool) -> ModelResult:
     def pipeline(train: Any, seed: int) -> tuple[nn.Module, nn.Module]:
         original, result = make_and_compress(recipe, train, seed)
         return original, result.model
@@ -208,7 +144,8 @@ def _run_one(recipe: Recipe, folder: Path, seed: int, progress: bool) -> Result:
     save(result.model, path)
     with torch.no_grad():
         equal = torch.equal(load(path, into=recipe.make)(images), result.model(images))
-    return Result(recipe.name, folds, final, membership, equal)
+    assert final.cost is not None
+    return ModelResult(recipe.name, folds, final.cost, membership, equal, external=final)
 
 
 @contextmanager
