@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -188,7 +189,7 @@ def compress(
     def tune() -> None:
         nonlocal spent
         if train is not None:
-            with _explained("student is a copy of model, data is train"):
+            with _explained(student="a copy of model", data="train"):
                 history = distill_(
                     twin, teacher, train, epochs=epochs, seed=(seed + spent) % 2**63, progress=progress, **training
                 )
@@ -196,7 +197,7 @@ def compress(
 
     pruning = quantization = None
     if simplify is not None:
-        with _explained("fraction is simplify"):
+        with _explained(fraction="simplify"):
             twin = simplify_model(twin, example_inputs, simplify, score, include, exclude)
         tune()
     if sparsity is not None:
@@ -214,7 +215,7 @@ def compress(
     sizes = stored_bytes(model), stored_bytes(twin)
     verdict = None
     if test is not None:
-        with _explained("original is model, data is test"):
+        with _explained(original="model", data="test"):
             verdict = validate(model, twin, test, metric=metric, margin=margin, seed=seed, progress=progress)
     layers = tuple(explain(twin))
     return Compressed(twin, verdict, Summary(parameters, sizes, spent, pruning, quantization, layers))
@@ -266,7 +267,7 @@ def _check_data(model: nn.Module, train: Data | None, test: Data | None, example
 
 def _check_verdict(model: nn.Module, test: Data, metric: Metric, margin: float) -> None:
     """Refuse a metric or test data that no verdict can come from: the model is compared with itself."""
-    with _explained("data is test"):
+    with _explained(data="test"):
         outputs, targets = predict_each({"model": model}, test, name="test")
         compare_outputs(outputs["model"], outputs["model"], targets, metric=metric, margin=margin, resamples=1)
 
@@ -290,20 +291,21 @@ def _try_out(
             chosen = scores.magnitude if score is None else score
             prune_(trial, sparsity=sparsity, score=chosen, include=include, exclude=exclude)
         if quantize is not None:
-            with _explained("format is quantize"):
+            with _explained(format="quantize"):
                 quantize_(trial, quantize, include=include, exclude=exclude)
     if any(isinstance(module, nn.Linear) for module in trial.modules()):
         find(trial)
 
 
 @contextmanager
-def _explained(names: str) -> Iterator[None]:
-    """Say in errors of a step what its arguments are here."""
+def _explained(**names: str) -> Iterator[None]:
+    """Say in errors of a step, where they name its arguments, what these are here."""
     try:
         yield
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{error} ({names})") from error
+        known = [f"{own} is {here}" for own, here in names.items() if re.search(rf"\b{own}\b", str(error))]
+        raise kind(f"{error} ({', '.join(known)})" if known else str(error)) from error
 
 
 def _count(model: nn.Module) -> int:
