@@ -23,18 +23,10 @@ from .backends import (
     use_backend,
     use_isa,
 )
-from .ops import (
-    Quantized,
-    apply_threshold,
-    dequantize,
-    int8_matmul,
-    kth_magnitude,
-    l1_scores,
-    l2_scores,
-    linear,
-    quantize,
-)
+from .ops import int8_matmul, linear
 from .packed import PackedWeight, pack
+from .selection import apply_threshold, kth_magnitude, l1_scores, l2_scores
+from .uniform import Quantized, dequantize, quantize
 
 __all__ = [
     "PackedWeight",

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Literal
 
+from . import arrays
+
 BackendName = Literal["native", "numba", "reference"]
 
 _MODULES = {"native": "native", "numba": "numba_cpu", "reference": "reference"}
@@ -285,3 +287,8 @@ def kernel_name(module: ModuleType, state: object) -> str:
     name = next(key for key, value in _MODULES.items() if module.__name__.endswith(f".{value}"))
     level = getattr(state, "level", None)
     return name if level is None else f"{name}/{level}"
+
+
+def threads_for(x: object) -> int:
+    """Return the number of threads of a call on x, an array or a tensor."""
+    return get_num_threads(for_torch=arrays.is_tensor(x))
