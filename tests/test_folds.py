@@ -100,6 +100,21 @@ def test_a_real_pipeline():
     assert first.summary.startswith("3 folds")
 
 
+def test_pipelines_draw_random_numbers_of_their_own_seed():
+    drawn = []
+
+    def pipeline(train, seed):
+        drawn.append(torch.rand(1).item())
+        return nn.Linear(1, 3), nn.Linear(1, 3)
+
+    before = torch.get_rng_state()
+    first = pc.cross_validate(pipeline, (INPUTS, TARGETS), folds=3, seed=2**70, progress=False)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.rand(5)
+    assert pc.cross_validate(pipeline, (INPUTS, TARGETS), folds=3, seed=2**70, progress=False) == first
+    assert drawn[:3] == drawn[3:] and len(set(drawn)) == 3
+
+
 def test_batches_and_regression():
     loader = DataLoader(TensorDataset(INPUTS, INPUTS[:, 0] * 2), batch_size=7, shuffle=True)
 

@@ -192,6 +192,7 @@ def test_false_positives_stay_within_their_share(non_members):
         ({"non_members": iter([])}, TypeError, "non_members must be"),
         ({"members": (torch.full((3, 4), math.nan), torch.zeros(3).long())}, ValueError, "model must return numbers"),
         ({"confidence": 95}, ValueError, "confidence must be between 0 and 1"),
+        ({"score": lambda outputs, targets: outputs[:5, 0]}, ValueError, "one number for each of 150 items, got 5"),
         ({"score": "loss"}, TypeError, "score must be a function"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
     ],

@@ -142,6 +142,17 @@ def test_external_sets_get_verdicts_of_their_own(model, data):
     assert verdict.external["same"] == replace(verdict, cost=None, fidelity=None, external={})
 
 
+def test_wrong_external_data_is_named(model, data):
+    with pytest.raises(ValueError, match=r"targets of external\['clinic'\].* from 0 to 2, got 3"):
+        pc.validate(model, model, data, external={"clinic": (data[0], data[1] + 1)}, latency=False)
+
+
+def test_random_numbers_go_on_as_before(model, data):
+    before = torch.get_rng_state()
+    pc.validate(model, model, DataLoader(TensorDataset(*data), batch_size=50, shuffle=True), batch_sizes=[1])
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_metric_without_items(model, data):
     verdict = pc.validate(model, damaged(model, 0.1), data, metric=f1_macro, margin=0.05, latency=False, resamples=500)
     low, high = verdict.interval

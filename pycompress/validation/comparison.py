@@ -16,7 +16,7 @@ from .arguments import check_integer
 from .cost import measure_cost, measure_latency
 from .fidelity import layer_errors
 from .metrics import Metric, accuracy
-from .predictions import predict_each
+from .predictions import evaluating, predict_each
 from .verdict import Verdict, check_margin, check_options, compare_outputs
 
 _LAYER_ITEMS = 256
@@ -123,6 +123,7 @@ def validate(
             confidence=confidence,
             resamples=resamples,
             seed=seed,
+            name=name,
         )
         steps.advance()
         return verdict
@@ -131,7 +132,8 @@ def validate(
         cost = measure_cost(original, compressed)
         verdict = compare(data, "data", groups)
         verdicts = {name: compare(items, f"external[{name!r}]", None) for name, items in others.items()}
-        inputs = first_inputs(data, _LAYER_ITEMS)
+        with evaluating():
+            inputs = first_inputs(data, _LAYER_ITEMS)
         fidelity = layer_errors(original, compressed, inputs)
         steps.advance()
         if latency:

@@ -117,15 +117,23 @@ def measure_cost(original: nn.Module, compressed: nn.Module, latency: tuple[Late
     >>> measure_cost(nn.Linear(8, 8), nn.Linear(8, 4)).compressed_parameters
     36
     """
-    from ..artifact import stored_bytes
-
     return Cost(
-        stored_bytes(original),
-        stored_bytes(compressed),
+        _stored_bytes(original, "original"),
+        _stored_bytes(compressed, "compressed"),
         count_parameters(original),
         count_parameters(compressed),
         latency,
     )
+
+
+def _stored_bytes(model: nn.Module, name: str) -> int:
+    from ..artifact import stored_bytes
+
+    try:
+        return stored_bytes(model)
+    except (TypeError, ValueError) as error:
+        error.add_note(f"This is the {name} model of the comparison: its size on disk is part of the verdict.")
+        raise
 
 
 def count_parameters(model: nn.Module) -> int:

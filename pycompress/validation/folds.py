@@ -146,7 +146,7 @@ def cross_validate(
     ----------
     pipeline : callable
         ``pipeline(train, seed) -> (original, compressed)`` with ``train = (inputs, targets)`` and another seed in each
-        fold: ``seed + fold``.
+        fold: ``seed + fold``. torch's random numbers are seeded with it as well, and go on as before afterwards.
     data : pair, Dataset or batches
         Gathered in memory.
     folds : int or LeaveOneOut
@@ -197,7 +197,10 @@ def cross_validate(
     everything = np.arange(length(targets))
     for number, held_out in enumerate(track(parts, "cross-validating", progress)):
         inside, outside = torch.from_numpy(np.setdiff1d(everything, held_out)), torch.from_numpy(held_out)
-        original, compressed = _models(pipeline((pick(inputs, inside), pick(targets, inside)), seed + number), number)
+        train = pick(inputs, inside), pick(targets, inside)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed((seed + number) % 2**63)
+            original, compressed = _models(pipeline(train, seed + number), number)
         test = pick(inputs, outside), pick(targets, outside)
         models = {"original": original, "compressed": compressed}
         outputs, _ = predict_each(models, test, batch_size, name=f"fold {number}")

@@ -16,7 +16,9 @@ from ..data import Data, Tree, batches, gather, length
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Run a block with models in eval mode and without gradients; each module's own mode is put back.
+    """Run a block with models in eval mode and without gradients.
+
+    Each module's own mode is put back; torch's random numbers, which a DataLoader draws from, go on as before.
 
     Examples
     --------
@@ -31,7 +33,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     try:
         for model in models:
             model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
         for module, mode in modes:

@@ -250,8 +250,7 @@ def _scores(
     for name, items in (("members", members), ("non_members", non_members)):
         outputs, targets = predict_each(models, items, batch_size, name=name)
         function = _default_score(targets, name) if score is None else score
-        scores = {key: applied(function, "score", rows, targets, name) for key, rows in outputs.items()}
-        sides.append({key: _checked_scores(values, name) for key, values in scores.items()})
+        sides.append({key: _item_scores(function, rows, targets, name) for key, rows in outputs.items()})
     return [(sides[0][key], sides[1][key]) for key in models]
 
 
@@ -263,9 +262,12 @@ def _default_score(targets: Any, name: str) -> PerItem:
     return per_item
 
 
-def _checked_scores(scores: Any, name: str) -> Floats:
-    values = scores.numpy(force=True) if isinstance(scores, Tensor) else scores
-    return checked_values(values, f"score of {name}")
+def _item_scores(score: PerItem, outputs: Tensor, targets: Any, name: str) -> Floats:
+    scores: Any = applied(score, "score", outputs, targets, name)
+    values = checked_values(scores.numpy(force=True) if isinstance(scores, Tensor) else scores, f"score of {name}")
+    if values.size != len(outputs):
+        raise ValueError(f"score of {name} must be one number for each of {len(outputs)} items, got {values.size}")
+    return values
 
 
 def _result(inside: Floats, outside: Floats, confidence: float) -> MembershipResult:

@@ -163,6 +163,7 @@ def compare_outputs(
     confidence: float = 0.95,
     resamples: int | None = None,
     seed: int = 0,
+    name: str = "data",
 ) -> Verdict:
     """Compare the outputs of two models for the same items: the statistical part of :func:`validate`.
 
@@ -173,6 +174,8 @@ def compare_outputs(
     targets : [items, ...]
     metric, margin, groups, confidence, resamples, seed
         As in :func:`validate`.
+    name : str
+        What the data are called in messages.
 
     Returns
     -------
@@ -195,18 +198,18 @@ def compare_outputs(
         raise ValueError(f"compressed must have outputs {tuple(original.shape)}, got {tuple(compressed.shape)}")
     items = len(original)
     if items < 2 or length(targets) != items:
-        raise ValueError(f"data must have 2 or more items with one target each, got {items} and {length(targets)}")
+        raise ValueError(f"{name} must have 2 or more items with one target each, got {items} and {length(targets)}")
     if groups is not None:
         group_members(groups, items)
     options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed, "groups": groups}
-    values = _item_values(metric, {"original": original, "compressed": compressed}, targets)
+    values = _item_values(metric, {"original": original, "compressed": compressed}, targets, name)
     p_mcnemar = None
     if values is None:
 
         def both(indices: NDArray[np.int64]) -> tuple[float, float]:
             rows = torch.from_numpy(indices)
             before, after = (
-                real(applied(metric, "metric", outputs[rows], pick(targets, rows)), "metric")
+                real(applied(metric, "metric", outputs[rows], pick(targets, rows), name), "metric")
                 for outputs in (original, compressed)
             )
             return before, after
@@ -274,14 +277,14 @@ def check_options(confidence: float, resamples: int | None, batch_size: int, see
     check_integer(seed, "seed", 0)
 
 
-def _item_values(metric: Metric, outputs: dict[str, Tensor], targets: Any) -> dict[str, Floats] | None:
+def _item_values(metric: Metric, outputs: dict[str, Tensor], targets: Any, data: str) -> dict[str, Floats] | None:
     """Return the metric's value for each item and model; None for a metric that is no mean over items."""
     per_item = per_item_of(metric)
     if per_item is None:
         return None
     values: dict[str, Floats] = {}
     for name, rows in outputs.items():
-        result = applied(per_item, "metric", rows, targets)
+        result = applied(per_item, "metric", rows, targets, data)
         try:
             array = np.asarray(result.numpy(force=True) if isinstance(result, Tensor) else result, np.float64)
         except (TypeError, ValueError):
@@ -292,7 +295,7 @@ def _item_values(metric: Metric, outputs: dict[str, Tensor], targets: Any) -> di
             raise ValueError(
                 f"metric must be finite, got {int((~np.isfinite(array)).sum())} items that are not: {name}"
             )
-        whole = real(applied(metric, "metric", rows, targets), "metric")
+        whole = real(applied(metric, "metric", rows, targets, data), "metric")
         if not math.isclose(whole, array.mean(), rel_tol=1e-5, abs_tol=1e-9):
             raise ValueError(
                 f"metric must be the mean of metric.per_item, {array.mean():.6g} for {name}, got {whole:.6g}"
