@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     }
     for name, points in values.items():
         if name in metafunc.fixturenames:
-            texts = ["x".join(map(str, point)) if name == "shape" else f"{name}={point}" for point in points]
+            texts = ["x".join(map(str, point)) if name == "shape" else f"{point}{name}" for point in points]
             metafunc.parametrize(name, points, ids=texts)
 
 

@@ -1,8 +1,9 @@
 """Time contestants against each other on a machine that does other things too.
 
 Absolute times drift: a core may run at half speed for a while, and neighbours come and go. So contestants take turns,
-each timed block follows one untimed call of the same contestant, samples taken while the core was slow are dropped, and
-what is reported are medians and the interval of the median of the paired ratios.
+each timed block follows one untimed call of the same contestant, samples taken while the core was slow or in which the
+system gave it to another process are dropped, and what is reported are medians and the interval of the median of the
+paired ratios.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import itertools
 import math
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,18 +88,22 @@ class Times:
     clean: Mapping[str, NDArray[np.bool_]]
 
     def median(self, name: str) -> float:
-        """Median seconds of one call, over the clean samples where there are any."""
-        clean = self.clean[name]
-        return float(np.median(self.seconds[name][clean] if clean.any() else self.seconds[name]))
+        """Median seconds of one call, over the clean samples where there are enough, else over all."""
+        keep = slice(None) if self.disturbed(name, name) else self.clean[name]
+        return float(np.median(self.seconds[name][keep]))
 
     def ratio(self, numerator: str, denominator: str) -> tuple[float, float, float]:
         """Median of the paired ratios of two contestants, and its 95 % interval.
 
-        Turns in which the core was slow for one of them are left out, unless fewer than six would remain.
+        Turns in which one of them was disturbed are left out, unless fewer than six would remain.
         """
         both = self.clean[numerator] & self.clean[denominator]
-        keep = both if both.sum() >= MIN_SAMPLES else np.ones_like(both)
+        keep = np.ones_like(both) if self.disturbed(numerator, denominator) else both
         return ratio_interval(self.seconds[numerator][keep], self.seconds[denominator][keep])
+
+    def disturbed(self, numerator: str, denominator: str) -> bool:
+        """Whether too few turns were clean, so that the ratio includes waiting for other processes."""
+        return int((self.clean[numerator] & self.clean[denominator]).sum()) < MIN_SAMPLES
 
     def best_peer(self) -> str:
         """Name of the fastest contestant that is not ours."""
@@ -105,23 +111,37 @@ class Times:
 
 
 class _Probe:
-    """Tells whether the core runs at full speed: a loop of a few microseconds against the fastest seen."""
+    """Tells whether the core runs at full speed, by a loop of a few microseconds, and whether it was taken away."""
 
     def __init__(self) -> None:
-        self._best = math.inf
-        for _ in range(20):
-            self._seconds()
+        self._best = min(_probe_seconds() for _ in range(20))
+        self._switches = 0
+        self._fast = True
 
-    def _seconds(self) -> float:
-        start = time.perf_counter()
-        for _ in itertools.repeat(None, 500):
-            pass
-        seconds = time.perf_counter() - start
-        self._best = min(self._best, seconds)
-        return seconds
+    def start(self) -> None:
+        self._fast = self._full_speed()
+        self._switches = _switches()
 
     def clean(self) -> bool:
-        return min(self._seconds(), self._seconds()) < 1.25 * self._best
+        """Whether nothing disturbed the process since `start`."""
+        return self._switches == _switches() and self._fast and self._full_speed()
+
+    def _full_speed(self) -> bool:
+        seconds = min(_probe_seconds(), _probe_seconds())
+        self._best = min(self._best, seconds)
+        return seconds < 1.25 * self._best
+
+
+def _probe_seconds() -> float:
+    start = time.perf_counter()
+    for _ in itertools.repeat(None, 500):
+        pass
+    return time.perf_counter() - start
+
+
+def _switches() -> int:
+    """How often the system has taken a core away from one of our threads."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _block(call: Callable[[], object], repeats: int) -> float:
@@ -145,7 +165,7 @@ def interleaved(contestants: Mapping[str, Callable[[], object]], effort: Effort)
     Parameters
     ----------
     contestants : dict of name to callable
-        The ones that matter most for a ratio should be neighbours.
+        Samples are taken until enough of the first two are clean: these should be ours and the one to beat.
     effort : Effort
 
     Returns
@@ -156,6 +176,7 @@ def interleaved(contestants: Mapping[str, Callable[[], object]], effort: Effort)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     clean: dict[str, list[bool]] = {name: [] for name in contestants}
     probe = _Probe()
+    first_two = list(contestants)[:2]
     library, start, good, taken = "", time.perf_counter(), 0, 0
     while good < effort.samples and (taken < MIN_SAMPLES or time.perf_counter() - start < effort.seconds):
         for name, call, repeats in turns:
@@ -163,12 +184,12 @@ def interleaved(contestants: Mapping[str, Callable[[], object]], effort: Effort)
                 library = name.split()[0]
                 time.sleep(PAUSE_SECONDS)
             call()
-            before = probe.clean()
+            probe.start()
             seconds[name].append(_block(call, repeats) / repeats)
-            clean[name].append(before and probe.clean())
+            clean[name].append(probe.clean())
         turns.reverse()
         taken += 1
-        good += all(marks[-1] for marks in clean.values())
+        good += all(clean[name][-1] for name in first_two)
     return Times(
         {name: np.array(values) for name, values in seconds.items()},
         {name: np.array(marks) for name, marks in clean.items()},

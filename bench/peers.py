@@ -60,6 +60,7 @@ def _row(op: str, calls: dict[str, Callable[[], object]], effort: measure.Effort
     ratio, low, high = times.ratio(BASELINE[op], OURS)
     return {
         "op": op,
+        "disturbed": times.disturbed(BASELINE[op], OURS),
         "tier": "L3",
         "ours_us": times.median(OURS) * 1e6,
         "peers_us": {name: times.median(name) * 1e6 for name in calls if name != OURS},
@@ -91,6 +92,13 @@ def measured(
     with measure.threads(threads):
         found = _scoring_rows(threads, effort) if op == "scoring" else _linear_rows(op, shapes, rows, threads, effort)
     complete = [row | {"threads": threads} for row in found]
+    disturbed = sum(row["disturbed"] for row in complete)
+    if disturbed:
+        print(
+            f"peers.py: the machine was busy: {disturbed} of {len(complete)} ratios of {op}, threads {threads}, "
+            "include waiting for other processes",
+            file=sys.stderr,
+        )
     return [{key: row[key] for key in (*keys, "ratio", "ratio_low", "ratio_high", "limit_share")} for row in complete]
 
 
