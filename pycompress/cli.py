@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ EXIT_CODES = """exit codes:
   0  done; for the demo also: every verdict is non-inferior and every file loads to the same bits
   1  done, but a check failed (a verdict, a file's digest, a problem that doctor found)
   2  a mistake in the call, or a file that cannot be read
-  130  interrupted"""
+  130  interrupted
+  141  the reader of the output has gone, as in `pycompress inspect FILE | head -1`"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done, 1 a check failed, 2 a mistake in the call, 130 interrupted.
+        0 done, 1 a check failed, 2 a mistake in the call, 130 interrupted, 141 nobody reads the output.
 
     Examples
     --------
@@ -42,7 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pycompress: interrupted", file=sys.stderr)
         return 130
-    except (OSError, ValueError, ModuleNotFoundError) as error:
+    except BrokenPipeError:  # the reader of our output has gone; nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"pycompress: {what}", file=sys.stderr)
+        return 2
+    except (ValueError, ImportError) as error:
         print(f"pycompress: {error}", file=sys.stderr)
         return 2
 
@@ -57,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     parser.set_defaults(run=_version)
-    commands = parser.add_subparsers(title="commands", metavar="")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     demo = commands.add_parser(
         "demo",
         help="train, compress and validate two small models on real digits",
@@ -86,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be an integer of 0 or more, got {text!r}")
+    if not (text.isdecimal() and len(text) <= 10 and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to {2**32 - 1}, got {text!r:.40}")
     return int(text)
 
 
@@ -122,9 +131,9 @@ def _demo(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(found)
     else:
-        report.show(report.models_table(found["models"], "held out in 5 folds"))
+        report.show(report.models_table(found["models"], f"held out in {run.FOLDS} folds"))
         where = "" if options.out is None else f" The compressed models are in {options.out}."
-        report.show([f"{found['seconds']:.0f} s, one thread, seed {options.seed}.{where}"])
+        report.show([f"It took {found['seconds']:.0f} s, on one thread, with seed {options.seed}.{where}"])
     good = all(m["verdict"]["decision"] == "non-inferior" and m["reload_equal"] for m in found["models"])
     return 0 if good else 1
 
@@ -134,7 +143,10 @@ def _inspect(options: argparse.Namespace) -> int:
     from . import report
     from .artifact import describe
 
-    found = describe(options.file)
+    try:
+        found = describe(options.file)
+    except ValueError as error:
+        raise ValueError(f"{options.file!r} is no file of pycompress: {error}") from error
     if options.json:
         _print_json(_plain(found))
     else:

@@ -14,6 +14,7 @@ from . import kernels
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+    from rich.text import Text
 
     from .artifact import Description
     from .validation import MembershipComparison, Verdict
@@ -99,18 +100,44 @@ def size(count: int) -> str:
     return f"{count / 1000:.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:.2f} MB"
 
 
-def _points(interval: list[float]) -> str:
-    return f"{100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
+def _time(milliseconds: float) -> str:
+    return f"{1000 * milliseconds:.0f} us" if milliseconds < 10 else f"{milliseconds:.1f} ms"
 
 
-def _table(title: str, *columns: str) -> Table:
+def _ratio(before: float, after: float, better: str, worse: str, digits: int = 2) -> str:
+    """Write how many times better (less) or worse something is."""
+    return f"{before / after:.{digits}f}x {better}" if before >= after else f"{after / before:.{digits}f}x {worse}"
+
+
+def _plain(text: object) -> str:
+    """Return text as it is to be read: names come from files, and could hold what commands a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def _cell(*lines: str) -> Text:
+    """Lay out a value, and below it, dim, what explains it."""
+    from rich.text import Text
+
+    cell = Text(_plain(lines[0]))
+    for line in lines[1:]:
+        cell.append("\n" + _plain(line), style="dim")
+    return cell
+
+
+def _table(*columns: str, right: bool) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="right" if right and i else "left", overflow="fold")
     return table
+
+
+def _heading(text: str) -> Text:
+    from rich.text import Text
+
+    return Text(_plain(text), style="bold")
 
 
 def models_table(models: list[dict[str, Any]], what: str) -> list[RenderableType]:
@@ -121,7 +148,7 @@ def models_table(models: list[dict[str, Any]], what: str) -> list[RenderableType
     models : list of dict
         As ``pycompress demo --json`` prints them.
     what : str
-        What the accuracy was measured on, for the caption.
+        What the accuracy was measured on.
 
     Returns
     -------
@@ -131,66 +158,89 @@ def models_table(models: list[dict[str, Any]], what: str) -> list[RenderableType
     parts: list[RenderableType] = []
     for model in models:
         before, after, verdict = model["original"], model["compressed"], model["verdict"]
-        table = _table(model["name"], "", "original", "compressed", "change")
-        for label, side in ((f"accuracy ({what})", "accuracy"), ("membership AUC (0.5: no leak)", "membership_auc")):
-            cells = []
-            for values in (before, after):
-                low, high = values[f"{side}_interval"]
-                cells.append(f"{values[side]:.4f} [{low:.3f}, {high:.3f}]")
-            table.add_row(label, *cells, f"{after[side] - before[side]:+.4f}")
+        table = _table("", "original", "compressed", "change", right=True)
+        low, high = verdict["interval"]
+        change = _cell(f"{verdict['difference']:+.4f}", f"[{low:+.4f}, {high:+.4f}]")
+        table.add_row(_cell("accuracy", what), *_values(before, after, "accuracy"), change)
         if "external" in model:
             external = model["external"]
-            values = external["original"], external["compressed"]
+            low, high = external["interval"]
             table.add_row(
-                f"accuracy (external, {external['items']} items)",
-                *(f"{value:.4f}" for value in values),
-                f"{values[1] - values[0]:+.4f}",
+                _cell("accuracy", f"external, {external['items']} items"),
+                *(_cell(f"{external[side]:.4f}") for side in ("original", "compressed")),
+                _cell(f"{external['difference']:+.4f}", f"[{low:+.4f}, {high:+.4f}]"),
             )
-        ratio = before["bytes"] / after["bytes"]
-        table.add_row("size on disk", size(before["bytes"]), size(after["bytes"]), f"{ratio:.1f}x smaller")
+        change = _cell(f"{after['membership_auc'] - before['membership_auc']:+.4f}")
+        label = _cell("membership AUC", "0.5: gives nothing away")
+        table.add_row(label, *_values(before, after, "membership_auc"), change)
+        sizes = before["bytes"], after["bytes"]
+        table.add_row("size on disk", *(_cell(size(count)) for count in sizes), _ratio(*sizes, "smaller", "larger", 1))
         for batch, milliseconds in before["latency_ms"].items():
+            times = milliseconds, after["latency_ms"][batch]
             speedup, low, high = model["speedup"][batch]
+            ends = (low, high) if speedup >= 1 else (1 / high, 1 / low)
             table.add_row(
-                f"latency, batch {batch}",
-                f"{1000 * milliseconds:.0f} us",
-                f"{1000 * after['latency_ms'][batch]:.0f} us",
-                f"{speedup:.2f}x faster [{low:.2f}, {high:.2f}]",
+                _cell(f"latency, batch {batch}"),
+                *(_cell(_time(value)) for value in times),
+                _cell(_ratio(speedup, 1, "faster", "slower"), f"[{ends[0]:.2f}, {ends[1]:.2f}]"),
             )
-        color = {"non-inferior": "green", "inferior": "red"}.get(verdict["decision"], "yellow")
-        same = "the same bits" if model["reload_equal"] else "[red]OTHER bits[/red]"
-        table.caption = (
-            f"[{color}]{verdict['decision']}[/{color}] at a margin of {100 * verdict['margin']:g} points: the "
-            f"difference is {_points(verdict['interval'])} points (95 % interval). Saved and loaded again: {same}."
-        )
-        table.caption_justify = "left"
-        parts.append(table)
+        parts += [_heading(model["name"]), table, _verdict(verdict, model["reload_equal"]), ""]
     return parts
+
+
+def _values(before: dict[str, Any], after: dict[str, Any], name: str) -> list[Text]:
+    cells = []
+    for values in (before, after):
+        low, high = values[f"{name}_interval"]
+        cells.append(_cell(f"{values[name]:.4f}", f"[{low:.3f}, {high:.3f}]"))
+    return cells
+
+
+def _verdict(verdict: dict[str, Any], reload_equal: bool) -> Text:
+    from rich.text import Text
+
+    decision = verdict["decision"]
+    low, high = (100 * end for end in verdict["interval"])
+    text = Text(decision, style={"non-inferior": "bold green", "inferior": "bold red"}.get(decision, "bold yellow"))
+    margin = f"{100 * verdict['margin']:g} points"
+    meaning = f"{low:+.2f} to {high:+.2f} points lie on both sides of the margin, a loss of {margin}"
+    if decision == "non-inferior":
+        meaning = f"at worst {max(-low, 0):.2f} points are lost, less than the margin of {margin}"
+    elif decision == "inferior":
+        meaning = f"at least {-high:.2f} points are lost, more than the margin of {margin}"
+    text.append(f": {meaning} (95 % interval). ", style="not bold default")
+    if reload_equal:
+        text.append("Saved and loaded again, it gives the same bits.", style="not bold default")
+    else:
+        text.append("Saved and loaded again, it gives OTHER bits.", style="bold red")
+    return text
 
 
 def description_tables(path: str, found: Description) -> list[RenderableType]:
     """Lay out what a file holds."""
-    digest = "[green]fits[/green]" if found.digest_ok else "[red]DOES NOT FIT: the file was changed[/red]"
-    title = f"{path}: {size(found.bytes)}, format version {found.version}, digest {digest}"
-    tensors = _table(title, "tensor", "shape", "type", "coding", "bytes")
+    from rich.text import Text
+
+    digest = Text("the digest fits", style="green")
+    if not found.digest_ok:
+        digest = Text("the digest DOES NOT FIT: the file is damaged, or was changed", style="bold red")
+    heading = Text.assemble(_heading(path), f"\n{size(found.bytes)}, format version {found.version}, ", digest)
+    tensors = _table("tensor", "shape", "type", "coding", "bytes", right=True)
     for tensor in found.tensors:
         shape = " x ".join(map(str, tensor.shape)) or "scalar"
-        tensors.add_row(tensor.name, shape, tensor.dtype, tensor.coding, f"{tensor.bytes:,}")
+        tensors.add_row(*map(_cell, (tensor.name, shape, tensor.dtype, tensor.coding, f"{tensor.bytes:,}")))
     for name, owner in found.tied.items():
-        tensors.add_row(name, "", "", f"shares {owner}", "")
-    parts: list[RenderableType] = [tensors]
+        tensors.add_row(*map(_cell, (name, "", "", f"shares {owner}", "")))
+    parts: list[RenderableType] = [heading, tensors]
     if found.layers:
-        layers = _table("layers", "layer", "format", "speedup when packed", "why")
+        layers = _table("layer", "format", "speedup when packed", "why", right=False)
         for name, record in found.layers.items():
             decision = record.decision
             speedup = ""
             if decision is not None and decision.speedup is not None:
-                speedup = f"{decision.speedup:.2f}x [{decision.low:.2f}, {decision.high:.2f}]"
-            layers.add_row(
-                name,
-                "dense" if record.packed is None else repr(record.packed.format),
-                speedup,
-                "" if decision is None else decision.reason,
-            )
+                speedup = f"{decision.speedup:.2f} [{decision.low:.2f}, {decision.high:.2f}]"
+            format = "dense" if record.packed is None else repr(record.packed.format)
+            reason = "" if decision is None else decision.reason
+            layers.add_row(*map(_cell, (name or "(the model)", format, speedup, reason)))
         parts.append(layers)
     return parts
 
@@ -218,44 +268,52 @@ def diagnose() -> list[Finding]:
     """
     findings = [Finding("pycompress", _version("pycompress-nn") or "not installed, run from its source")]
     findings.append(Finding("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"))
-    try:
-        findings += _kernel_findings()
-    except ImportError as error:
-        findings.append(Finding("C++ kernels", f"broken: {error}", "pip install --force-reinstall pycompress-nn"))
-    except ValueError as error:
-        findings.append(Finding("environment", str(error), "correct or unset that variable"))
+    for look in (_native, _level, _backend, _threads):
+        try:
+            findings += look()
+        except ImportError as error:
+            findings.append(Finding("C++ kernels", f"broken: {error}", "pip install --force-reinstall pycompress-nn"))
+        except ValueError as error:
+            findings.append(Finding("environment", str(error), "correct or unset that variable"))
     needs = {"torch": "pip install 'pycompress-nn[torch]', for everything but the kernels", "numba": ""}
     for name in ("numpy", "scipy", "safetensors", "torch", "numba"):
         version = _version(name)
         fix = "" if version else needs.get(name, f"pip install {name}")
         findings.append(Finding(name, version or "not installed", fix))
-    return findings
+    return list(dict.fromkeys(findings))
 
 
-def _kernel_findings() -> list[Finding]:
+def _native() -> list[Finding]:
+    if "native" in kernels.available_backends():
+        return [Finding("C++ kernels", "built")]
+    fix = "install again with a C++17 compiler and without PYCOMPRESS_NO_NATIVE"
+    return [Finding("C++ kernels", "not built: kernels are slower", fix)]
+
+
+def _level() -> list[Finding]:
+    if "native" not in kernels.available_backends() and not os.environ.get("PYCOMPRESS_ISA"):
+        return []
+    levels, level = kernels.isa_levels(), kernels.isa_name()
+    forced = bool(os.environ.get("PYCOMPRESS_ISA"))
+    slow = forced and level != levels[-1]
+    why = "forced by PYCOMPRESS_ISA" if forced else "the highest"
+    found = f"{level}, {why} of {', '.join(levels)}"
+    return [Finding("level", found, f"unset PYCOMPRESS_ISA to run {levels[-1]}" if slow else "")]
+
+
+def _backend() -> list[Finding]:
     available = kernels.available_backends()
-    if "native" in available:
-        levels = kernels.isa_levels()
-        findings = [Finding("C++ kernels", f"built; this CPU runs {', '.join(levels)}")]
-        forced = os.environ.get("PYCOMPRESS_ISA")
-        why = "PYCOMPRESS_ISA" if forced else "the highest that this CPU has"
-        findings.append(Finding("level", f"{kernels.isa_name()} ({why})"))
-        if forced and kernels.isa_name() != levels[-1]:
-            findings[-1] = Finding("level", findings[-1].found, f"unset PYCOMPRESS_ISA to run {levels[-1]}")
-    else:
-        fix = "install again with a C++17 compiler and without PYCOMPRESS_NO_NATIVE"
-        findings = [Finding("C++ kernels", "not built: kernels are slower", fix)]
-    forced = os.environ.get("PYCOMPRESS_BACKEND")
-    why = "PYCOMPRESS_BACKEND" if forced else f"the first of {', '.join(available)}"
+    forced = bool(os.environ.get("PYCOMPRESS_BACKEND"))
     name = kernels.backend_name() if forced else available[0]
     slow = forced and name != available[0]
-    findings.append(
-        Finding("backend", f"{name} ({why})", f"unset PYCOMPRESS_BACKEND to run {available[0]}" if slow else "")
-    )
-    threads = kernels.get_num_threads()
+    why = "forced by PYCOMPRESS_BACKEND" if forced else "the first"
+    found = f"{name}, {why} of {', '.join(available)}"
+    return [Finding("backend", found, f"unset PYCOMPRESS_BACKEND to run {available[0]}" if slow else "")]
+
+
+def _threads() -> list[Finding]:
     source = "PYCOMPRESS_NUM_THREADS" if os.environ.get("PYCOMPRESS_NUM_THREADS") else "CPU affinity and quota"
-    findings.append(Finding("threads", f"{threads} for NumPy ({source}); torch's own number for tensors"))
-    return findings
+    return [Finding("threads", f"{kernels.get_num_threads()} for NumPy, from {source}; for tensors, torch's number")]
 
 
 def _version(name: str) -> str | None:
@@ -267,19 +325,23 @@ def _version(name: str) -> str | None:
 
 def findings_table(findings: list[Finding]) -> list[RenderableType]:
     """Lay out what :func:`diagnose` found."""
-    table = _table("pycompress doctor", "", "found", "to do")
-    for column in table.columns:
-        column.justify = "left"
+    from rich.text import Text
+
+    table = _table("", "", "found", right=False)
     for finding in findings:
-        mark = "[yellow]![/yellow]" if finding.fix else "[green]ok[/green]"
-        table.add_row(f"{mark} {finding.subject}", finding.found, finding.fix)
-    return [table]
+        mark = Text("!", style="bold yellow") if finding.fix else Text("ok", style="green")
+        found = _cell(finding.found)
+        if finding.fix:
+            found.append("\nto do: " + _plain(finding.fix), style="yellow")
+        table.add_row(mark, _cell(finding.subject), found)
+    problems = sum(bool(finding.fix) for finding in findings)
+    return [table, f"{problems} thing{'s' if problems > 1 else ''} to do." if problems else "No problem found."]
 
 
 def show(parts: list[RenderableType]) -> None:
-    """Print to stdout, as wide as the terminal, or 140 columns where there is none."""
+    """Print to stdout, as wide as the terminal, or 140 columns where there is none. Text is taken as it is."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False, emoji=False)
     for part in parts:
         console.print(part)

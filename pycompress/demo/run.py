@@ -123,6 +123,8 @@ def run(out: Path | None = None, *, seed: int = 0, progress: bool = True) -> Rep
     with tempfile.TemporaryDirectory() as temporary, _one_thread():
         folder = Path(temporary) if out is None else out
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # a folder that cannot be written is found now, not after the work
+            pass
         results = tuple(_run_one(recipe, folder, seed, progress) for recipe in track(RECIPES, "demo", progress))
     return Report(time.perf_counter() - start, results)
 
