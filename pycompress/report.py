@@ -97,7 +97,11 @@ def size(count: int) -> str:
     """
     if count < 1000:
         return f"{count} B"
-    return f"{count / 1000:.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:.2f} MB"
+    if count < 999_950:
+        return f"{count / 1e3:.1f} kB"
+    if count < 999_995_000:
+        return f"{count / 1e6:.2f} MB"
+    return f"{count / 1e9:.2f} GB"
 
 
 def _time(milliseconds: float) -> str:
