@@ -157,11 +157,29 @@ class Int8State {
         scale_(panels_ * int8_panel),
         bias_(panels_ * int8_panel) {
     weight_ = {out, in, panels_, (in + 3) / 4, data_.data(), sums_.data(), scale_.data(), bias_.data(), 0.0f};
-    for (std::size_t o = 0; o < out; ++o) {
-      for (std::size_t i = 0; i < in; ++i) {
-        const std::int8_t value = at(o, i);
-        data_.data()[offset(o, i)] = value;
-        sums_.data()[i / int8_sum_chunk * panels_ * int8_panel + o] += value;
+    for (std::size_t panel = 0; panel < panels_; ++panel) {
+      for (std::size_t i = 0; i < in; i += 4) {
+        std::int32_t* sums = sums_.data() + (i / int8_sum_chunk * panels_ + panel) * int8_panel;
+        for (std::size_t o = panel * int8_panel; o < std::min(out, (panel + 1) * int8_panel); o += 16, sums += 16) {
+          std::int8_t* line = data_.data() + offset(o, i);
+          if (o + 16 <= out && i + 4 <= in) {
+            pack_line(line, sums, 16, 4, [=](std::size_t j, std::size_t k) { return at(o + j, i + k); });
+          } else {
+            pack_line(line, sums, std::min<std::size_t>(16, out - o), std::min<std::size_t>(4, in - i),
+                      [=](std::size_t j, std::size_t k) { return at(o + j, i + k); });
+          }
+        }
+      }
+    }
+  }
+
+  // One line of 16 outputs x 4 inputs, and its share of the sums of each output.
+  template <class At>
+  static void pack_line(std::int8_t* line, std::int32_t* sums, std::size_t outputs, std::size_t inputs, At at) {
+    for (std::size_t k = 0; k < inputs; ++k) {
+      for (std::size_t j = 0; j < outputs; ++j) {
+        line[j * 4 + k] = at(j, k);
+        sums[j] += at(j, k);
       }
     }
   }
@@ -234,7 +252,12 @@ py::array_t<std::int32_t> int8_matmul(const Bytes& a, const Bytes& b, int thread
   const auto out = static_cast<std::size_t>(b.shape(1));
   py::array_t<std::int32_t> product({rows, out});
   const std::int8_t* from = b.data();
-  const Int8State state(out, in, parse(isa), [=](std::size_t o, std::size_t i) { return from[i * out + o]; });
+  const Isa level = parse(isa);
+  std::optional<Int8State> packed;
+  {
+    py::gil_scoped_release release;
+    packed.emplace(out, in, level, [=](std::size_t o, std::size_t i) { return from[i * out + o]; });
+  }
   bool overflow = false;
   int8_linear_call call{};
   call.rows = rows;
@@ -242,7 +265,7 @@ py::array_t<std::int32_t> int8_matmul(const Bytes& a, const Bytes& b, int thread
   call.q = a.data();
   call.product = product.mutable_data();
   call.overflow = &overflow;
-  state.run(call);
+  packed->run(call);
   if (overflow) throw std::overflow_error("a @ b must fit into int32");
   return product;
 }

@@ -4,6 +4,9 @@
 // Tile: up to 12 rows x 32 outputs, a whole panel: 24 sums + 2 weights + 1 broadcast activation in registers, 14 loads
 // for 24 vpdpbusd. Few rows are limited by the stream of weights; 1 to 3 rows keep two sets of sums, because 2 to 6 sums
 // alone would wait for the instruction's latency.
+//
+// The two tiles of a block lie 1 KiB apart, which the hardware prefetcher does not take for one stream: prefetching in
+// the order of memory made 1 row of 4096 x 4096 from L3 two to three times faster (Zen 4), and costs nothing in L2.
 #include "../isa.h"
 #include "../thread_pool.h"
 #include "int8_linear.h"
@@ -16,6 +19,7 @@ namespace {
 using Activation = std::uint8_t;
 constexpr int activation_offset = 128;
 constexpr int max_rows = 12;
+constexpr std::size_t prefetch_bytes = 4096;  // ahead; past the end of a weight it reads nothing
 constexpr double mac_per_us = 2e5;
 
 // Adds the products of one group to sums: 2 registers a row.
@@ -53,6 +57,8 @@ void accumulate(const Activation* q, std::size_t stride, const std::int8_t* pane
     const std::size_t end = block * 16 + 16 < last ? block * 16 + 16 : last, tile_bytes = in_block * 64;
     const std::int8_t* line = panel + block * 2048;
     for (; begin + sets <= end; begin += sets, line += 64 * sets) {
+      // In the order of memory, so that the hardware prefetcher follows: it does not see the two tiles as one stream.
+      for (int i = 0; i < 2 * sets; ++i) _mm_prefetch(panel + begin * 128 + prefetch_bytes + 64 * i, _MM_HINT_T0);
       add_group<rows>(q + begin * 4, stride, line, tile_bytes, sum_i32x16[0]);
       if constexpr (sets == 2) add_group<rows>(q + begin * 4 + 4, stride, line + 64, tile_bytes, sum_i32x16[1]);
     }
