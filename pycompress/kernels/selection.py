@@ -140,11 +140,14 @@ def _scores(weight: ArrayLike, per: str, power: int) -> Any:
     if not isinstance(per, str) or per not in ("element", "row", "column"):
         raise ValueError(f"per must be 'element', 'row' or 'column', got {per!r}")
     array = arrays.float32(weight, "weight")
-    arrays.finite(array, "weight")
     if per == "element":
+        arrays.finite(array, "weight")
         return arrays.like(np.abs(array), weight)
     if array.ndim != 2:
         raise ValueError(f"weight must be 2-D, got {arrays.describe(weight)}")
     module = backends.backend()
     run = module.row_scores if per == "row" else module.column_scores
-    return arrays.like(run(np.ascontiguousarray(array), power, backends.threads_for(weight)), weight)
+    scores = run(np.ascontiguousarray(array), power, backends.threads_for(weight))
+    if not np.isfinite(scores).all():  # from such a weight, or from a sum beyond float32
+        arrays.finite(array, "weight")
+    return arrays.like(scores, weight)
