@@ -72,6 +72,7 @@ class ModelResult:
                 "compressed": external.compressed.value,
                 "difference": external.difference,
                 "interval": list(external.interval),
+                "decision": external.decision,
             }
         return found
 
@@ -188,7 +189,7 @@ def models_table(models: list[dict[str, Any]], what: str) -> list[RenderableType
                 *(_cell(_time(value)) for value in times),
                 _cell(_ratio(speedup, 1, "faster", "slower"), f"[{ends[0]:.2f}, {ends[1]:.2f}]"),
             )
-        parts += [_heading(model["name"]), table, _verdict(verdict, model["reload_equal"]), ""]
+        parts += [_heading(model["name"]), table, _conclusion(model), ""]
     return parts
 
 
@@ -200,12 +201,16 @@ def _values(before: dict[str, Any], after: dict[str, Any], name: str) -> list[Te
     return cells
 
 
-def _verdict(verdict: dict[str, Any], reload_equal: bool) -> Text:
+_STYLES = {"non-inferior": "bold green", "inferior": "bold red", "undecided": "bold yellow"}
+
+
+def _conclusion(model: dict[str, Any]) -> Text:
     from rich.text import Text
 
+    verdict = model["verdict"]
     decision = verdict["decision"]
     low, high = (100 * end for end in verdict["interval"])
-    text = Text(decision, style={"non-inferior": "bold green", "inferior": "bold red"}.get(decision, "bold yellow"))
+    text = Text(decision, style=_STYLES[decision])
     margin = f"{100 * verdict['margin']:g} points"
     meaning = f"{low:+.2f} to {high:+.2f} points lie on both sides of the margin, a loss of {margin}"
     if decision == "non-inferior":
@@ -213,7 +218,11 @@ def _verdict(verdict: dict[str, Any], reload_equal: bool) -> Text:
     elif decision == "inferior":
         meaning = f"at least {-high:.2f} points are lost, more than the margin of {margin}"
     text.append(f": {meaning} (95 % interval). ", style="not bold default")
-    if reload_equal:
+    if "external" in model:
+        text.append("On the external items alone: ", style="not bold default")
+        text.append(model["external"]["decision"], style=_STYLES[model["external"]["decision"]])
+        text.append(". ", style="not bold default")
+    if model["reload_equal"]:
         text.append("Saved and loaded again, it gives the same bits.", style="not bold default")
     else:
         text.append("Saved and loaded again, it gives OTHER bits.", style="bold red")

@@ -301,7 +301,7 @@ def test_impossible_work_is_refused_before_any_training(model, monkeypatch, chan
 def test_weights_beyond_a_grid_are_found_before_training(model, monkeypatch):
     calls = spy(monkeypatch, "distill_")
     model[4].weight.data.fill_(1e8)
-    with pytest.raises(ValueError, match="'4': a weight of magnitude .*, whose integer needs more than 32 bits"):
+    with pytest.raises(ValueError, match=r"'4': a weight of magnitude .*, whose integer needs more than 32 bits"):
         pc.compress(model, TRAIN, None, sparsity=0.5, quantize=pc.FixedPoint(bits=8))
     assert not calls
 

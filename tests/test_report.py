@@ -84,13 +84,16 @@ def test_what_a_verdict_means():
 
 def test_external_items_have_a_row():
     external = {"items": 382, "original": 0.9, "compressed": 0.91, "difference": 0.01, "interval": [-0.01, 0.03]}
+    external["decision"] = "undecided"
     text = rendered(report.models_table([model(external=external)], "5 folds"))
     assert "external, 382 items" in text and "[-0.0100, +0.0300]" in text
+    assert "On the external items alone: undecided." in " ".join(text.split())
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 140])
 def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(width):
     external = {"items": 382, "original": 0.9, "compressed": 0.91, "difference": 0.01, "interval": [-0.01, 0.03]}
+    external["decision"] = "undecided"
     text = rendered(report.models_table([model(external=external)], "held out in 5 folds"), width)
     assert max(map(len, text.splitlines())) <= width
     for number in ("0.9733", "0.9700", "-0.0033", "27.6x", "2.59x", "1.25x", "0.9000", "+0.0100"):
