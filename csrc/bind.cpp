@@ -7,8 +7,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <map>
 #include <memory>
 #include <optional>
@@ -17,12 +15,12 @@
 #include <type_traits>
 #include <vector>
 
-#include "int8_linear/int8_linear.h"
+#include "int8_linear/pack.h"
 #include "isa.h"
 #include "kth_magnitude/kth_magnitude.h"
 #include "quantize/quantize.h"
 #include "scores/scores.h"
-#include "sparse_linear/sparse_linear.h"
+#include "sparse_linear/pack.h"
 #include "threshold/threshold.h"
 
 namespace py = pybind11;
@@ -86,27 +84,6 @@ std::map<std::string, std::vector<std::string>> kernels() {
 using Floats = py::array_t<float, py::array::c_style>;
 using Bytes = py::array_t<std::int8_t, py::array::c_style>;
 
-// Zeroed memory on a cache line, with 64 bytes of slack at the end.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(std::size_t size = 0) : size_(size) {
-    const std::size_t bytes = (size * sizeof(T) + 127) / 64 * 64;
-    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-    if (!data_) throw std::bad_alloc();
-    std::memset(static_cast<void*>(data_.get()), 0, bytes);
-  }
-  T* data() { return data_.get(); }
-  std::size_t bytes() const { return size_ * sizeof(T); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::size_t size_;
-  std::unique_ptr<T, Free> data_;
-};
-
 // Calls run(first, rows) for chunks of rows of about 20 ms, without the GIL, and looks for signals between them.
 template <class Run>
 void in_chunks(std::size_t rows, double operations_per_row, Isa isa, int threads, Run&& run) {
@@ -147,94 +124,46 @@ Floats linear(const State& state, const Floats& x, int activation, int threads) 
 
 class Int8State {
  public:
-  // `at(o, i)` gives the weight of an output and an input.
+  using Call = int8_linear_call;
+
   template <class At>
   Int8State(std::size_t out, std::size_t in, Isa level, At at)
-      : kernel_(find<int8_linear_call>(level)),
-        panels_((out + int8_panel - 1) / int8_panel),
-        data_(panels_ * ((in + 3) / 4) * 128),
-        sums_((in / int8_sum_chunk + 1) * panels_ * int8_panel),
-        scale_(panels_ * int8_panel),
-        bias_(panels_ * int8_panel) {
-    weight_ = {out, in, panels_, (in + 3) / 4, data_.data(), sums_.data(), scale_.data(), bias_.data(), 0.0f};
-    for (std::size_t panel = 0; panel < panels_; ++panel) {
-      for (std::size_t i = 0; i < in; i += 4) {
-        std::int32_t* sums = sums_.data() + (i / int8_sum_chunk * panels_ + panel) * int8_panel;
-        for (std::size_t o = panel * int8_panel; o < std::min(out, (panel + 1) * int8_panel); o += 16, sums += 16) {
-          std::int8_t* line = data_.data() + offset(o, i);
-          if (o + 16 <= out && i + 4 <= in) {
-            pack_line(line, sums, 16, 4, [=](std::size_t j, std::size_t k) { return at(o + j, i + k); });
-          } else {
-            pack_line(line, sums, std::min<std::size_t>(16, out - o), std::min<std::size_t>(4, in - i),
-                      [=](std::size_t j, std::size_t k) { return at(o + j, i + k); });
-          }
-        }
-      }
-    }
-  }
-
-  // One line of 16 outputs x 4 inputs, and its share of the sums of each output.
-  template <class At>
-  static void pack_line(std::int8_t* line, std::int32_t* sums, std::size_t outputs, std::size_t inputs, At at) {
-    for (std::size_t k = 0; k < inputs; ++k) {
-      for (std::size_t j = 0; j < outputs; ++j) {
-        line[j * 4 + k] = at(j, k);
-        sums[j] += at(j, k);
-      }
-    }
-  }
-
-  std::size_t offset(std::size_t o, std::size_t i) const {
-    const std::size_t panel = o / int8_panel, tile = o % int8_panel / 16, block = i / 64;
-    const std::size_t in_block = std::min<std::size_t>(16, weight_.groups - block * 16);
-    return panel * weight_.groups * 128 + block * 2048 + tile * in_block * 64 + i % 64 / 4 * 64 + o % 16 * 4 + i % 4;
-  }
+      : kernel_(find<int8_linear_call>(level)), packed_(out, in, at) {}
 
   void set(const Floats& scale, const std::optional<Floats>& bias, std::optional<float> input_scale) {
-    std::copy_n(scale.data(), scale.size(), scale_.data());
-    if (bias) std::copy_n(bias->data(), bias->size(), bias_.data());
-    weight_.input_scale = input_scale.value_or(0.0f);
+    packed_.set(scale.data(), bias ? bias->data() : nullptr, input_scale.value_or(0.0f));
   }
 
   Bytes unpack() const {
-    Bytes result({weight_.out_features, weight_.in_features});
-    std::int8_t* to = result.mutable_data();
-    for (std::size_t o = 0; o < weight_.out_features; ++o) {
-      for (std::size_t i = 0; i < weight_.in_features; ++i) *to++ = weight_.data[offset(o, i)];
-    }
+    Bytes result({weight().out_features, weight().in_features});
+    packed_.unpack(result.mutable_data());
     return result;
   }
 
-  using Call = int8_linear_call;
-
   void run(int8_linear_call call) const {
-    call.weight = &weight_;
+    call.weight = &weight();
     const int8_linear_call all = call;
-    const double per_row = static_cast<double>(weight_.out_features) * static_cast<double>(weight_.in_features);
+    const double per_row = static_cast<double>(weight().out_features) * static_cast<double>(weight().in_features);
     in_chunks(all.rows, per_row, kernel_.isa, all.threads, [&](std::size_t first, std::size_t rows) {
       call.rows = rows;
       if (all.x) {
-        call.x = all.x + first * weight_.in_features;
-        call.y = all.y + first * weight_.out_features;
+        call.x = all.x + first * weight().in_features;
+        call.y = all.y + first * weight().out_features;
       } else {
-        call.q = all.q + first * weight_.in_features;
-        call.product = all.product + first * weight_.out_features;
+        call.q = all.q + first * weight().in_features;
+        call.product = all.product + first * weight().out_features;
       }
       kernel_.run(call);
     });
   }
 
-  const int8_weight& weight() const { return weight_; }
+  const int8_weight& weight() const { return packed_.weight(); }
   std::string level() const { return isa_name(kernel_.isa); }
-  std::size_t nbytes() const { return data_.bytes() + sums_.bytes() + scale_.bytes() + bias_.bytes(); }
+  std::size_t nbytes() const { return packed_.bytes(); }
 
  private:
   Kernel<int8_linear_call> kernel_;
-  std::size_t panels_;
-  Buffer<std::int8_t> data_;
-  Buffer<std::int32_t> sums_;
-  Buffer<float> scale_, bias_;
-  int8_weight weight_;
+  Int8Packed packed_;
 };
 
 std::unique_ptr<Int8State> pack_int8(const Bytes& weight, const Floats& scale, const std::optional<Floats>& bias,
@@ -274,98 +203,38 @@ py::array_t<std::int32_t> int8_matmul(const Bytes& a, const Bytes& b, int thread
 
 class SparseState {
  public:
+  using Call = sparse_linear_call;
+
   SparseState(const Floats& weight, const std::optional<Floats>& bias, Isa level)
-      : kernel_(find<sparse_linear_call>(level)), bias_(static_cast<std::size_t>(weight.shape(0))) {
-    const auto out = static_cast<std::size_t>(weight.shape(0)), in = static_cast<std::size_t>(weight.shape(1));
-    // Enough tiles to share among threads, each high enough for runs of equal counts.
-    const std::size_t tile = std::clamp<std::size_t>((out / 4 + 15) / 16 * 16, 64, 256);
-    const std::size_t tiles = (out + tile - 1) / tile, blocks = (in + sparse_block - 1) / sparse_block;
-    for (std::size_t t = 0; t < tiles; ++t) {
-      for (std::size_t b = 0; b < blocks; ++b) {
-        add_part(weight.data(), in, t * tile, std::min(tile, out - t * tile), b * sparse_block,
-                 std::min(sparse_block, in - b * sparse_block));
-      }
-    }
-    if (bias) std::copy_n(bias->data(), out, bias_.data());
-    weight_ = {out,           in,           values_.size(),  tile,            tiles,          blocks,
-               parts_.data(), runs_.data(), outputs_.data(), columns_.data(), values_.data(), bias_.data()};
-  }
-  SparseState(const SparseState&) = delete;
+      : kernel_(find<sparse_linear_call>(level)),
+        packed_(weight.data(), bias ? bias->data() : nullptr, static_cast<std::size_t>(weight.shape(0)),
+                static_cast<std::size_t>(weight.shape(1))) {}
 
   Floats unpack() const {
-    Floats result({weight_.out_features, weight_.in_features});
-    float* to = result.mutable_data();
-    std::fill_n(to, result.size(), 0.0f);
-    for (std::size_t p = 0; p < parts_.size(); ++p) {
-      const std::size_t first_out = p / weight_.blocks * weight_.tile, first_in = p % weight_.blocks * sparse_block;
-      std::size_t output = parts_[p].output, entry = parts_[p].entry;
-      for (std::size_t r = parts_[p].run; r < parts_[p].run_end; ++r) {
-        for (std::size_t o = 0; o < runs_[r].outputs; ++o, ++output) {
-          float* row = to + (first_out + outputs_[output]) * weight_.in_features + first_in;
-          for (std::size_t i = 0; i < runs_[r].count; ++i, ++entry) row[columns_[entry]] = values_[entry];
-        }
-      }
-    }
+    Floats result({weight().out_features, weight().in_features});
+    packed_.unpack(result.mutable_data());
     return result;
   }
 
-  using Call = sparse_linear_call;
-  const sparse_weight& weight() const { return weight_; }
-
   void run(sparse_linear_call call) const {
-    call.weight = &weight_;
+    call.weight = &weight();
     const sparse_linear_call all = call;
-    const double per_row = static_cast<double>(weight_.nonzeros) * 8 + static_cast<double>(weight_.out_features);
+    const double per_row = static_cast<double>(weight().nonzeros) * 8 + static_cast<double>(weight().out_features);
     in_chunks(all.rows, per_row, kernel_.isa, all.threads, [&](std::size_t first, std::size_t rows) {
       call.rows = rows;
-      call.x = all.x + first * weight_.in_features;
-      call.y = all.y + first * weight_.out_features;
+      call.x = all.x + first * weight().in_features;
+      call.y = all.y + first * weight().out_features;
       kernel_.run(call);
     });
   }
 
+  const sparse_weight& weight() const { return packed_.weight(); }
   std::string level() const { return isa_name(kernel_.isa); }
-  std::size_t nbytes() const {
-    return parts_.size() * sizeof(sparse_part) + runs_.size() * sizeof(sparse_run) + outputs_.size() +
-           columns_.size() + values_.size() * sizeof(float) + bias_.bytes();
-  }
+  std::size_t nbytes() const { return packed_.bytes(); }
 
  private:
-  void add_part(const float* weight, std::size_t stride, std::size_t first_out, std::size_t height,
-                std::size_t first_in, std::size_t width) {
-    sparse_part part{};
-    part.run = static_cast<std::uint32_t>(runs_.size());
-    part.output = static_cast<std::uint32_t>(outputs_.size());
-    part.entry = values_.size();
-    std::vector<std::pair<std::size_t, std::size_t>> order;  // (count, output)
-    for (std::size_t o = 0; o < height; ++o) {
-      const float* row = weight + (first_out + o) * stride + first_in;
-      const auto count = static_cast<std::size_t>(std::count_if(row, row + width, [](float v) { return v != 0; }));
-      if (count > 0) order.emplace_back(count, o);
-    }
-    std::sort(order.begin(), order.end());
-    for (const auto& [count, o] : order) {
-      if (runs_.size() == part.run || runs_.back().count != count) runs_.push_back({static_cast<std::uint16_t>(count), 0});
-      ++runs_.back().outputs;
-      outputs_.push_back(static_cast<std::uint8_t>(o));
-      const float* row = weight + (first_out + o) * stride + first_in;
-      for (std::size_t i = 0; i < width; ++i) {
-        if (row[i] == 0) continue;
-        columns_.push_back(static_cast<std::uint8_t>(i));
-        values_.push_back(row[i]);
-      }
-    }
-    part.run_end = static_cast<std::uint32_t>(runs_.size());
-    parts_.push_back(part);
-  }
-
   Kernel<sparse_linear_call> kernel_;
-  std::vector<sparse_part> parts_;
-  std::vector<sparse_run> runs_;
-  std::vector<std::uint8_t> outputs_, columns_;
-  std::vector<float> values_;
-  Buffer<float> bias_;
-  sparse_weight weight_;
+  SparsePacked packed_;
 };
 
 std::unique_ptr<SparseState> pack_sparse(const Floats& weight, const std::optional<Floats>& bias,
