@@ -114,7 +114,7 @@ def main():
         compressed(
             "LeNet-300-100", lenet_300_100, small, train, test, sparsity=0.951, teacher=large, epochs=12, lr=2e-3
         ),
-        compressed("LeNet-5", lenet_5, large, train, test, sparsity=0.97, epochs=4, lr=1e-3),
+        compressed("LeNet-5", lenet_5, large, train, test, sparsity=0.95, epochs=4, lr=1e-3),
     ]
     found = {"seconds": round(time.perf_counter() - start, 1), "models": [model.to_dict() for model in models]}
     if options.json:
