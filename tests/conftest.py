@@ -1,9 +1,12 @@
 """Options and fixtures of the tests."""
 
 import os
+from pathlib import Path
 
 import cases
 import pytest
+
+import pycompress
 
 
 def pytest_addoption(parser):
@@ -17,6 +20,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # Processes that tests start must import the package that is tested, not a source tree that they happen to stand in.
+    here = [Path(pycompress.__file__).parent.parent, Path(__file__).parent]
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, here))
+    os.environ["PYTHONSAFEPATH"] = "1"
     known = {part for implementation in cases.implementations() for part in implementation.split("/")}
     for name in config.getoption("--require-backend"):
         if name not in known:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import cases
 import numpy as np
@@ -29,7 +28,6 @@ def _clean(monkeypatch):
 
 def run_python(code, **environment):
     inherited = {key: value for key, value in os.environ.items() if key not in VARIABLES}
-    inherited["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
     return subprocess.run(
         [sys.executable, "-c", code], env=inherited | environment, capture_output=True, text=True, timeout=120
     )

@@ -3,11 +3,9 @@
 import copy
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,8 +15,6 @@ from torch import nn
 import pycompress as pc
 from pycompress import cli, kernels, report
 from pycompress.demo import data, models, run
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,8 +32,7 @@ def _plain_environment(monkeypatch):
 
 
 def python(*arguments, **options):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=120, **options)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, timeout=120, **options)
 
 
 def call(capsys, *arguments):

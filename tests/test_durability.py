@@ -34,7 +34,6 @@ def value_in(path):
 
 def in_process(script, *arguments):
     """Run a script, with the names of this file, in a process of its own; return what it prints as JSON."""
-    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     head = (
         "import json, os, random, signal, sys, time, torch\ntorch.set_num_threads(1)\nfrom test_durability import *\n"
     )
@@ -42,7 +41,6 @@ def in_process(script, *arguments):
         [sys.executable, "-c", head + script, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
         timeout=600,
         check=False,
     )

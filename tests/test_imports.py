@@ -80,7 +80,8 @@ def test_no_module_has_the_name_of_a_public_function():
 
 
 def fresh(code, **environment):
-    environment |= {"PYTHONPATH": str(PACKAGE.parent), "SYSTEMROOT": os.environ.get("SYSTEMROOT", "")}
+    environment |= {name: os.environ[name] for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    environment |= {"SYSTEMROOT": os.environ.get("SYSTEMROOT", "")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import cases
 import numpy as np
@@ -21,7 +20,6 @@ from pycompress import kernels
 from pycompress.formats import Int8, Sparse
 
 HANG_GUARD = 60.0  # seconds
-ROOT = Path(__file__).parent.parent
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
@@ -208,7 +206,7 @@ def few_orders():
 
 def digest_after(order):
     command = [sys.executable, "-W", "ignore", "-c", USE, " ".join(order)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_GUARD)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=HANG_GUARD)
     assert result.returncode == 0, f"{order}: {result.stderr}"
     return result.stdout.strip()
 

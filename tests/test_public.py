@@ -6,12 +6,10 @@ line in CALLS fails the tests, and so does a new argument. pycompress.kernels ha
 
 import functools
 import inspect
-import os
 import subprocess
 import sys
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,8 +102,7 @@ def with_none(values: Iterator[Any], wrong: bool) -> list[Any]:
 @pytest.mark.skipif(sys.flags.optimize > 0, reason="runs this file itself")
 def test_wrong_arguments_are_refused_under_python_optimized():
     code = [sys.executable, "-O", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "refused_by_name", __file__]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
-    done = subprocess.run(code, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(code, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and f"{len(CASES)} passed" in done.stdout, done.stdout[-3000:]
 
 
