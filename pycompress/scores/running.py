@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import data as data_module
 from ..calls import applied
 from ..data import Data
+from ..undo import modes_kept
 
 Score = Callable[[nn.Module, dict[str, nn.Module]], dict[str, Tensor]]
 """What a score function is."""
@@ -33,14 +34,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     >>> model.training
     True
     """
-    flags = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), modes_kept(model):
         model.eval()
-        try:
-            yield
-        finally:
-            for module, training in flags:
-                module.training = training
+        yield
 
 
 @contextlib.contextmanager
