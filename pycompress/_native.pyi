@@ -15,6 +15,22 @@ class _State:
 
 class Int8State(_State):
     def unpack(self) -> NDArray[np.int8]: ...
+    def into(
+        self,
+        x: int,
+        y: int,
+        rows: int,
+        activation: int,
+        threads: int,
+        input: int,
+        output: int,
+        output_scale: float,
+        residual: int,
+    ) -> None: ...
+
+class Int8Chain:
+    def __init__(self, states: list[Int8State], activations: list[int]) -> None: ...
+    def into(self, x: int, y: int, rows: int, threads: int) -> None: ...
 
 class SparseState(_State):
     def unpack(self) -> NDArray[np.float32]: ...

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import kernels
 from .formats import Format, Int8, decode_nonzeros, encode_nonzeros
-from .kernels.ops import ACTIVATIONS, Activation
+from .kernels.ops import Activation, activation_code
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class PackedLinear(nn.Module):
     ----------
     packed : PackedWeight
         From :func:`pycompress.kernels.pack`.
-    activation : None or "relu"
+    activation : None, "relu", "gelu", "silu", "tanh" or "sigmoid"
         Applied by the kernel.
     decision : LayerDecision, optional
         Why the layer is packed.
@@ -101,8 +101,7 @@ class PackedLinear(nn.Module):
     ) -> None:
         if not isinstance(packed, kernels.PackedWeight):
             raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be None or 'relu', got {activation!r}")
+        activation_code(activation)
         super().__init__()
         self.packed = packed
         self.activation = activation

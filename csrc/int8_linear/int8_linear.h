@@ -1,7 +1,7 @@
 // int8_linear: y = activation(float(q_x . q_w) * (s_x * s_w) + bias), and the exact integer product.
 //
 // Formula, all in fp32, each operation rounded once, ties to even. Per row of x: m = max|x|; q = clamp(rint(x * (127/m)),
-// -127, 127); y = float(sum) * ((m/127) * s_w[o]) + bias[o]; then the activation. A row with m < 2^-100 counts as zeros.
+// -127, 127); y = float(sum) * ((m/127) * s_w[o]) + bias[o] (+ residual); then the activation. A row with m < 2^-100 counts as zeros.
 // With a static input scale s: q = clamp(rint(x * (1/s)), -127, 127), and s in the place of m/127. A row that holds NaN
 // or infinity gives NaN. The integer mode takes q itself, any int8, and gives the sums.
 //
@@ -9,6 +9,9 @@
 //   [panel][in/64][2 tiles][16 groups of 4 inputs][16 outputs x 4 inputs],
 // where the last block has only the groups that `in`, padded to 4, needs. A 64-byte line is a VNNI operand, and 16 lines
 // are an AMX B tile. Outputs are padded with zeros to 32.
+//
+// Chains: between two layers the activations never leave the cache; where the next layer has a static scale they are
+// requantized at once. The numbers are those of the layers called one after the other.
 //
 // Sums are exact for any `in`: int32 inside a chunk of 131 008 inputs (2^14 * 131 008 < 2^31), int64 beyond one.
 // Threads: over panels and rows; rows are quantized first, outside the loop over outputs.
@@ -35,16 +38,23 @@ struct int8_weight {
   float input_scale;          // 0: dynamic
 };
 
+enum class Output : int { f32, bf16, i8 };
+
+// A chain of one or more layers; the last one has out_features outputs.
 struct int8_linear_call {
-  const int8_weight* weight;
+  const int8_weight* const* weights;  // [layers]
+  const int* activations;             // [layers], as in activation.inc
+  std::size_t layers;
   std::size_t rows;
   int threads;
-  int activation;             // 0 none, 1 ReLU
-  const float* x;             // [rows, in], or null in integer mode
-  float* y;                   // [rows, out]
-  const std::int8_t* q;       // integer mode: [rows, in]
-  std::int32_t* product;      // integer mode: [rows, out]
-  bool* overflow;             // integer mode: set when a sum does not fit into int32
+  const float* x;           // [rows, in], or null
+  const std::int8_t* q;     // instead of x: [rows, in], by the first layer's input scale, or in integer mode as it is
+  Output output;
+  void* y;                  // [rows, out]
+  float output_scale;       // of int8 outputs: clamp(rint(y * (1 / output_scale)), -127, 127), NaN gives 0
+  const float* residual;    // [rows, out], added before the last activation, or null
+  std::int32_t* product;    // integer mode (one layer): [rows, out], the sums themselves
+  bool* overflow;           // integer mode: set when a sum does not fit into int32
 };
 
 }  // namespace pycompress

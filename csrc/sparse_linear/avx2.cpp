@@ -15,6 +15,8 @@ namespace {
 using Wide = Narrow;
 constexpr double entry_us = 1e-3;
 
+#include "../activation.inc"
+//
 #include "loop.inc"
 
 }  // namespace

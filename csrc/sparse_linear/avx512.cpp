@@ -21,6 +21,8 @@ struct Wide {
 
 constexpr double entry_us = 7e-4;
 
+#include "../activation.inc"
+//
 #include "loop.inc"
 
 }  // namespace

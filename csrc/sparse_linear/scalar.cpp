@@ -44,6 +44,8 @@ void transpose8(const float* from, std::size_t from_stride, float* to, std::size
 
 constexpr double entry_us = 4e-3;
 
+#include "../activation.inc"
+//
 #include "loop.inc"
 
 }  // namespace

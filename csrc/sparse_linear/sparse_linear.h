@@ -48,7 +48,7 @@ struct sparse_linear_call {
   const sparse_weight* weight;
   std::size_t rows;
   int threads;
-  int activation;               // 0 none, 1 ReLU
+  int activation;               // as in activation.inc
   const float* x;               // [rows, in]
   float* y;                     // [rows, out]
 };

@@ -1,6 +1,6 @@
 """Which backends exist here and which one runs.
 
-A backend is a module with the names of `reference.py`: `reference` (NumPy), `numba_cpu` and `native` (C++). Native
+A backend is a module with the names of `reference`: `reference` (NumPy), `numba_cpu` and `native` (C++). Native
 kernels exist at several instruction set levels. What is chosen here decides what `pack` picks; a packed weight keeps
 its kernel.
 """

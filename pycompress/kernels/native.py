@@ -1,4 +1,4 @@
-"""The C++ kernels, under the names of `reference.py`.
+"""The C++ kernels, under the names of `reference`.
 
 A packed state knows its kernel: the level is chosen once, in `pack_int8` and `pack_sparse`.
 """

@@ -11,12 +11,11 @@ from ..formats import Int8
 from . import arrays, backends
 from .arrays import ArrayLike
 from .packed import PackedWeight
+from .reference.activations import CODES
 
-Activation = Literal["relu"]
+Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 
 _FLOAT32 = np.dtype(np.float32)
-
-ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1}
 
 
 def linear(x: ArrayLike, packed: PackedWeight, activation: Activation | None = None) -> Any:
@@ -35,7 +34,8 @@ def linear(x: ArrayLike, packed: PackedWeight, activation: Activation | None = N
     x : [..., in_features] float32, float16 or bfloat16
         NumPy array or torch CPU tensor.
     packed : PackedWeight
-    activation : None or "relu"
+    activation : None, "relu", "gelu", "silu", "tanh" or "sigmoid"
+        GELU is ``y * Phi(y)`` with the normal distribution function itself, not with its tanh approximation.
 
     Returns
     -------
@@ -56,9 +56,7 @@ def linear(x: ArrayLike, packed: PackedWeight, activation: Activation | None = N
     """
     if not isinstance(packed, PackedWeight):
         raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
-    if not (activation is None or isinstance(activation, str)) or activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or 'relu', got {activation!r}")
-    code = ACTIVATIONS[activation]
+    code = activation_code(activation)
     out_features, in_features = packed.shape
     native = packed._native
     if native is not None:  # the short ways of the common cases
@@ -77,6 +75,14 @@ def linear(x: ArrayLike, packed: PackedWeight, activation: Activation | None = N
     run = packed._module.int8_linear if isinstance(packed.format, Int8) else packed._module.sparse_linear
     y = run(np.ascontiguousarray(rows), packed._state, code, backends.threads_for(x))
     return arrays.restore(y if array.ndim == 2 else y.reshape(*array.shape[:-1], out_features), x)
+
+
+def activation_code(activation: object, name: str = "activation") -> int:
+    """Return what kernels call an activation; a ValueError where there is no such activation."""
+    code = CODES.get(activation) if activation is None or isinstance(activation, str) else None
+    if code is None:
+        raise ValueError(f"{name} must be one of {list(CODES)}, got {activation!r}")
+    return code
 
 
 def int8_matmul(a: ArrayLike, b: ArrayLike) -> Any:

@@ -1,16 +1,14 @@
-"""The truth: every kernel in plain NumPy, in float64 or int64, rounded at the end.
-
-int8 follows its written fp32 formula step by step, so that all other implementations can be compared with it bit for
-bit. The names are those of `numba_cpu.py` and `native.py`; `ops.py` checks arguments before it calls any of them.
-"""
+"""Matrix products in int64 and float64, rounded at the end."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .activations import activate
 
 Float = NDArray[np.float32]
 Int8Array = NDArray[np.int8]
@@ -103,10 +101,6 @@ def quantize_rows(x: Float, input_scale: float | None) -> tuple[Int8Array, Float
     return q, scale
 
 
-def _activate(y: Float, activation: int) -> Float:
-    return np.maximum(y, np.float32(0)) if activation == 1 else y
-
-
 def int8_linear(x: Float, state: Int8State, activation: int, threads: int) -> Float:
     """``y = float(q_x @ q_w.T) * (s_x * s_w) + bias``, all in fp32, each operation rounded once."""
     q, scale = quantize_rows(x, state.input_scale)
@@ -114,7 +108,7 @@ def int8_linear(x: Float, state: Int8State, activation: int, threads: int) -> Fl
     with np.errstate(over="ignore", invalid="ignore"):
         y = sums.astype(np.float32) * (scale[:, None] * state.scale[None, :])
         y = y + (np.float32(0) if state.bias is None else state.bias)
-    return _activate(y, activation)
+    return activate(y, activation)
 
 
 def sparse_linear(x: Float, state: SparseState, activation: int, threads: int) -> Float:
@@ -128,46 +122,9 @@ def sparse_linear(x: Float, state: SparseState, activation: int, threads: int) -
             y[:, o] = wide[:, state.columns[part]] @ values[part]
         if state.bias is not None:
             y += state.bias
-        return _activate(y.astype(np.float32), activation)
+        return activate(y.astype(np.float32), activation)
 
 
 def int8_matmul(a: Int8Array, b: Int8Array, threads: int) -> NDArray[np.int64] | NDArray[np.int32]:
     """``a [m, k] @ b [k, n]`` in int64; the caller checks that it fits into int32."""
     return a.astype(np.int64) @ b.astype(np.int64)
-
-
-def quantize(x: Float, scale: Float, zero_point: Float, low: int, high: int, dtype: Any, threads: int) -> NDArray[Any]:
-    """``q = clamp(rint(x / scale + zero_point), low, high)``, x [groups, n], scale and zero_point [groups]."""
-    with np.errstate(over="ignore"):
-        q = np.rint(x / scale[:, None] + zero_point[:, None])
-    return cast(NDArray[Any], np.clip(q, low, high).astype(dtype))
-
-
-def dequantize(q: NDArray[Any], scale: Float, zero_point: Float, threads: int) -> Float:
-    """``x = (q - zero_point) * scale``, q [groups, n], scale and zero_point [groups]."""
-    return (q.astype(np.float32) - zero_point[:, None]) * scale[:, None]
-
-
-def row_scores(x: Float, power: int, threads: int) -> Float:
-    """L1 (power 1) or L2 (power 2) norm of each row of x [rows, columns]."""
-    wide = x.astype(np.float64)
-    sums = np.abs(wide).sum(axis=1) if power == 1 else np.sqrt(np.square(wide).sum(axis=1))
-    return cast(Float, sums.astype(np.float32))
-
-
-def column_scores(x: Float, power: int, threads: int) -> Float:
-    """L1 (power 1) or L2 (power 2) norm of each column of x [rows, columns]."""
-    return row_scores(x.T, power, threads)
-
-
-def kth_magnitude(arrays: list[Float], k: int, threads: int) -> float:
-    """Return the k-th smallest (from 1) magnitude over flat arrays; NaN when there is one."""
-    magnitudes = np.abs(np.concatenate(arrays))
-    return float("nan") if np.isnan(magnitudes).any() else float(np.partition(magnitudes, k - 1)[k - 1])
-
-
-def apply_threshold(flat: Float, threshold: float, threads: int) -> int:
-    """Set entries with magnitude <= threshold to 0 in place; return their count."""
-    small = np.abs(flat) <= np.float32(threshold)
-    flat[small] = 0
-    return int(small.sum())

@@ -1,0 +1,75 @@
+// What the adapters share: arrays -> pointers. No Python outside this folder.
+//
+// The caller (pycompress/kernels) checks shapes, dtypes and contiguity. The GIL is released around every kernel. Calls
+// that would run long are cut into chunks of rows, between which signals are checked, so that Ctrl-C is answered.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <type_traits>
+
+#include "../isa.h"
+
+namespace py = pybind11;
+
+namespace pycompress {
+
+#define KERNEL(operation, isa) \
+  struct operation##_call;     \
+  void operation##_##isa(const operation##_call&);
+#include "../kernels.def"
+#undef KERNEL
+
+// The kernel of an operation for a level: the highest of its versions that the level implies.
+template <class Call>
+struct Kernel {
+  Isa isa;
+  void (*run)(const Call&);
+};
+
+template <class Call>
+Kernel<Call> find(Isa level) {
+  Kernel<Call> best{Isa::scalar, nullptr};
+#define KERNEL(operation, target)                                 \
+  if constexpr (std::is_same_v<Call, operation##_call>) {         \
+    if (implies(level, Isa::target)) best = {Isa::target, operation##_##target}; \
+  }
+#include "../kernels.def"
+#undef KERNEL
+  return best;
+}
+
+// The level of a name; std::invalid_argument where this CPU lacks it.
+Isa parse(const std::string& name);
+
+using Floats = py::array_t<float, py::array::c_style>;
+using Bytes = py::array_t<std::int8_t, py::array::c_style>;
+
+// Calls run(first, rows) for chunks of rows of about 20 ms, without the GIL, and looks for signals between them.
+template <class Run>
+void in_chunks(std::size_t rows, double operations_per_row, Isa isa, int threads, Run&& run) {
+  const double in_time = (isa == Isa::scalar ? 2e7 : 5e8) * std::max(1, threads);
+  const double share = in_time / std::max(operations_per_row, 1.0);
+  const std::size_t chunk = share >= static_cast<double>(rows) ? rows : std::max<std::size_t>(64, static_cast<std::size_t>(share) / 64 * 64);
+  for (std::size_t first = 0; first < rows; first += chunk) {
+    {
+      py::gil_scoped_release release;
+      run(first, std::min(chunk, rows - first));
+    }
+    if (chunk < rows && PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+}
+
+
+// One for each file of this folder.
+void bind_matmul(py::module_& m);
+void bind_vectors(py::module_& m);
+
+}  // namespace pycompress

@@ -1,0 +1,37 @@
+"""The kernels compiled by Numba: speed where no C++ compiler was at hand.
+
+The names are those of `reference`. Every kernel takes a range of items (rows, tiles, chunks), so that Python threads
+share the work: `parallel=True` is never used, because its OpenMP layer hangs in forked children and its workqueue layer
+aborts under concurrent callers. No kernel uses fast math: what a row computes depends neither on the number of
+threads nor on the rows beside it, and int8 and quantization give the bits of `reference`.
+
+Inputs are handed to Numba read-only and aligned, so that each kernel is compiled once. Inner loops count from 0 (over
+slices): Numba tests other indices for being negative, and such a loop is not vectorised.
+"""
+
+from .matmul import (
+    int8_linear,
+    int8_matmul,
+    pack_int8,
+    pack_sparse,
+    sparse_linear,
+    unpack_int8,
+    unpack_sparse,
+)
+from .vectors import apply_threshold, column_scores, dequantize, kth_magnitude, quantize, row_scores
+
+__all__ = [
+    "apply_threshold",
+    "column_scores",
+    "dequantize",
+    "int8_linear",
+    "int8_matmul",
+    "kth_magnitude",
+    "pack_int8",
+    "pack_sparse",
+    "quantize",
+    "row_scores",
+    "sparse_linear",
+    "unpack_int8",
+    "unpack_sparse",
+]

@@ -1,0 +1,44 @@
+"""The truth: every kernel in plain NumPy, in float64 or int64, rounded at the end.
+
+int8 follows its written fp32 formula step by step, so that all other implementations can be compared with it bit for
+bit. The names are those of `numba_cpu` and `native`; `ops.py` checks arguments before it calls any of them.
+"""
+
+from .matmul import (
+    ZERO_ROW,
+    Float,
+    Int8Array,
+    Int8State,
+    SparseState,
+    int8_linear,
+    int8_matmul,
+    pack_int8,
+    pack_sparse,
+    quantize_rows,
+    sparse_linear,
+    unpack_int8,
+    unpack_sparse,
+)
+from .vectors import apply_threshold, column_scores, dequantize, kth_magnitude, quantize, row_scores
+
+__all__ = [
+    "ZERO_ROW",
+    "Float",
+    "Int8Array",
+    "Int8State",
+    "SparseState",
+    "apply_threshold",
+    "column_scores",
+    "dequantize",
+    "int8_linear",
+    "int8_matmul",
+    "kth_magnitude",
+    "pack_int8",
+    "pack_sparse",
+    "quantize",
+    "quantize_rows",
+    "row_scores",
+    "sparse_linear",
+    "unpack_int8",
+    "unpack_sparse",
+]
