@@ -54,7 +54,87 @@ class LayerDecision:
     reason: str = ""
 
 
-class PackedLinear(nn.Module):
+class PackedLayer(nn.Module):
+    """What layers on packed weights have in common: for inference only, without parameters and buffers.
+
+    ``.to()`` and ``.half()`` leave such a layer as it is. ``state_dict``, pickles and copies hold the canonical form of
+    the weights, which are packed again for the CPU that loads them. A subclass says what that form is:
+    :meth:`canonical_tensors` and :meth:`repacked`.
+
+    Parameters
+    ----------
+    packed : object
+        Packed weights, of the type that the subclass checks.
+    decision : LayerDecision, optional
+        Why the layer is packed.
+
+    Examples
+    --------
+    >>> issubclass(PackedLinear, PackedLayer)
+    True
+    """
+
+    packed: Any
+
+    def __init__(self, packed: object, decision: LayerDecision | None = None) -> None:
+        super().__init__()
+        self.packed = packed
+        self.decision = decision
+
+    @property
+    def sizes(self) -> str:
+        """Inputs and outputs, for messages."""
+        raise NotImplementedError
+
+    def canonical_tensors(self) -> dict[str, Tensor]:
+        """What ``state_dict`` holds of this layer, by name."""
+        raise NotImplementedError
+
+    def repacked(self, tensors: dict[str, Any]) -> Any:
+        """Pack tensors that stand for the canonical ones; all checks are here, as they may come from anywhere."""
+        raise NotImplementedError
+
+    def _check_input(self, x: object, name: str = "x") -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a torch CPU tensor, got {type(x).__name__}")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} must not require grad: {type(self).__name__}({self.sizes}) is for inference only; "
+                "train the dense model and pack it afterwards, or call this one under torch.no_grad()"
+            )
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in self.canonical_tensors().items():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # torch's own part runs the hooks; it knows no names of ours, so that its strictness stays off.
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, False, missing_keys, unexpected_keys, error_msgs
+        )
+        tensors = self.canonical_tensors()
+        if strict:
+            missing_keys.extend(prefix + name for name in tensors if prefix + name not in state_dict)
+            names = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
+            unexpected_keys.extend(prefix + name for name in names if name not in tensors)
+        tensors |= {name: state_dict[prefix + name] for name in tensors if prefix + name in state_dict}
+        try:
+            self.packed = self.repacked(tensors)
+        except (TypeError, ValueError) as error:
+            error_msgs.append(f"While loading {prefix.removesuffix('.') or type(self).__name__}: {error}")
+
+
+class PackedLinear(PackedLayer):
     """A linear layer on a packed weight: ``y = activation(x @ w.T + bias)``, for inference only.
 
     Has no parameters and no buffers: ``.to()`` and ``.half()`` leave it as it is, and it takes float32, float16 and
@@ -93,6 +173,8 @@ class PackedLinear(nn.Module):
             [254.,   0.]])
     """
 
+    packed: kernels.PackedWeight
+
     def __init__(
         self,
         packed: kernels.PackedWeight,
@@ -102,10 +184,8 @@ class PackedLinear(nn.Module):
         if not isinstance(packed, kernels.PackedWeight):
             raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
         activation_code(activation)
-        super().__init__()
-        self.packed = packed
+        super().__init__(packed, decision)
         self.activation = activation
-        self.decision = decision
 
     @property
     def in_features(self) -> int:
@@ -125,13 +205,7 @@ class PackedLinear(nn.Module):
         TypeError, ValueError
             When x does not fit, or requires grad while grad mode is on.
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a torch CPU tensor, got {type(x).__name__}")
-        if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"x must not require grad: PackedLinear({self.in_features} -> {self.out_features}) is for inference "
-                "only; train the dense model and pack it afterwards, or call this one under torch.no_grad()"
-            )
+        self._check_input(x)
         return cast(Tensor, kernels.linear(x, self.packed, self.activation))
 
     def extra_repr(self) -> str:
@@ -141,35 +215,39 @@ class PackedLinear(nn.Module):
             f"bias={self.packed.bias is not None}, activation={self.activation!r}, kernel={self.packed.kernel!r}"
         )
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, tensor in _canonical_tensors(self.packed).items():
-            destination[prefix + name] = tensor
+    @property
+    def sizes(self) -> str:
+        """Inputs and outputs, for messages."""
+        return f"{self.in_features} -> {self.out_features}"
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        # torch's own part runs the hooks; it knows no names of ours, so that its strictness stays off.
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, False, missing_keys, unexpected_keys, error_msgs
-        )
-        tensors = _canonical_tensors(self.packed)
-        if strict:
-            missing_keys.extend(prefix + name for name in tensors if prefix + name not in state_dict)
-            names = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
-            unexpected_keys.extend(prefix + name for name in names if name not in tensors)
-        tensors |= {name: state_dict[prefix + name] for name in tensors if prefix + name in state_dict}
-        try:
-            self.packed = _repacked(self.packed, tensors)
-        except (TypeError, ValueError) as error:
-            error_msgs.append(f"While loading {prefix.removesuffix('.') or 'PackedLinear'}: {error}")
+    def canonical_tensors(self) -> dict[str, Tensor]:
+        """What ``state_dict`` holds of this layer, by name."""
+        return _canonical_tensors(self.packed)
+
+    def repacked(self, tensors: dict[str, Any]) -> kernels.PackedWeight:
+        """Pack tensors that stand for the canonical ones."""
+        return _repacked(self.packed, tensors)
+
+
+def arrays_like(present: dict[str, Tensor], tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return tensors as arrays, after checking their types, dtypes and shapes against those of the present ones.
+
+    Examples
+    --------
+    >>> arrays_like({"scale": torch.ones(1)}, {"scale": torch.tensor([2.0])})
+    {'scale': array([2.], dtype=float32)}
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dtype != present[name].dtype:
+            raise TypeError(f"{name} must be {present[name].dtype}, got {tensor.dtype}")
+        coded = name in ("weight_gaps", "weight_values")
+        if tensor.shape != present[name].shape and not (coded and tensor.ndim == 1):
+            raise ValueError(
+                f"size mismatch for {name}: must be {tuple(present[name].shape)}, got {tuple(tensor.shape)}"
+            )
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
 
 
 def _canonical_tensors(packed: kernels.PackedWeight) -> dict[str, Tensor]:
@@ -187,19 +265,7 @@ def _canonical_tensors(packed: kernels.PackedWeight) -> dict[str, Tensor]:
 
 
 def _repacked(packed: kernels.PackedWeight, tensors: dict[str, Any]) -> kernels.PackedWeight:
-    """Pack tensors that stand for those of packed; all checks are here, as they may come from anywhere."""
-    present = _canonical_tensors(packed)
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.dtype != present[name].dtype:
-            raise TypeError(f"{name} must be {present[name].dtype}, got {tensor.dtype}")
-        coded = name in ("weight_gaps", "weight_values")
-        if tensor.shape != present[name].shape and not (coded and tensor.ndim == 1):
-            raise ValueError(
-                f"size mismatch for {name}: must be {tuple(present[name].shape)}, got {tuple(tensor.shape)}"
-            )
-    arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+    arrays = arrays_like(_canonical_tensors(packed), tensors)
     if "weight" in arrays:
         weight = arrays["weight"]
     else:
@@ -217,7 +283,7 @@ def set_decision(module: nn.Module, decision: LayerDecision | None) -> None:
     Parameters
     ----------
     module : nn.Module
-        A PackedLinear, or a layer that stays dense.
+        A packed layer, or one that stays dense.
     decision : LayerDecision or None
 
     Raises
@@ -236,7 +302,7 @@ def set_decision(module: nn.Module, decision: LayerDecision | None) -> None:
         raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
     if decision is not None and not isinstance(decision, LayerDecision):
         raise TypeError(f"decision must be a LayerDecision or None, got {type(decision).__name__}")
-    setattr(module, "decision" if isinstance(module, PackedLinear) else _ATTRIBUTE, decision)
+    setattr(module, "decision" if isinstance(module, PackedLayer) else _ATTRIBUTE, decision)
 
 
 def decisions(model: nn.Module) -> dict[str, LayerDecision]:
@@ -265,7 +331,7 @@ def decisions(model: nn.Module) -> dict[str, LayerDecision]:
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     found: dict[str, LayerDecision] = {}
     for name, module in model.named_modules():
-        decision = module.decision if isinstance(module, PackedLinear) else module.__dict__.get(_ATTRIBUTE)
+        decision = module.decision if isinstance(module, PackedLayer) else module.__dict__.get(_ATTRIBUTE)
         if isinstance(decision, LayerDecision):
             found[name] = replace(decision, name=name)
     return found
