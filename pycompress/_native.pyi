@@ -15,6 +15,8 @@ class _State:
 
 class Int8State(_State):
     def unpack(self) -> NDArray[np.int8]: ...
+    @property
+    def out_features(self) -> int: ...
     def into(
         self,
         x: int,

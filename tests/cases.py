@@ -7,6 +7,7 @@ use, computes the truth without that backend, and compares the two.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -154,6 +155,26 @@ def _int8_linear(rng: np.random.Generator, rows: int, inputs: int, outputs: int)
     return problem
 
 
+def _int8_outputs(rng: np.random.Generator, rows: int, inputs: int, outputs: int) -> dict[str, Any]:
+    problem = _int8_linear(rng, rows, inputs, outputs)
+    problem["residual"] = floats(rng, rows, outputs)
+    largest = float(np.abs(problem["residual"]).max(initial=1))
+    problem["output_scale"] = largest / 127 * float(rng.choice([0.3, 1.0])) if rng.random() < 0.5 else None
+    return problem
+
+
+def _int8_chain(rng: np.random.Generator, rows: int, inputs: int, outputs: int) -> dict[str, Any]:
+    widths = [inputs, *(int(width) for width in rng.integers(1, 70, rng.integers(0, 3))), outputs]
+    layers = [_int8_linear(rng, 1, before, after) for before, after in itertools.pairwise(widths)]
+    return {"x": floats(rng, rows, inputs), "layers": [{**layer, "x": None} for layer in layers]}
+
+
+def _run_chain(problem: dict[str, Any]) -> Any:
+    keys = ("weight", "bias", "scale", "input_scale")
+    packed = [kernels.pack(format=Int8(), **{key: layer[key] for key in keys}) for layer in problem["layers"]]
+    return kernels.linear_chain(problem["x"], packed, [layer["activation"] for layer in problem["layers"]])
+
+
 def _sparse_linear(rng: np.random.Generator, rows: int, inputs: int, outputs: int) -> dict[str, Any]:
     density = float(rng.choice([0, 0.02, 0.1, 0.3, 0.6, 1]))
     return {
@@ -167,13 +188,17 @@ def _sparse_linear(rng: np.random.Generator, rows: int, inputs: int, outputs: in
 def _run_linear(problem: dict[str, Any]) -> Any:
     arguments = dict(problem)
     x, activation = arguments.pop("x"), arguments.pop("activation")
+    outputs = {key: arguments.pop(key) for key in ("residual", "output_scale") if key in arguments}
     packed = kernels.pack(format=Int8() if "scale" in problem else Sparse(), **arguments)
-    return kernels.linear(x, packed, activation)
+    return kernels.linear(x, packed, activation, **outputs)
 
 
-def _with_reference(problem: dict[str, Any]) -> Any:
-    with kernels.use_backend("reference"):
-        return _run_linear(problem)
+def _by_reference(run: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+    def truth(problem: dict[str, Any]) -> Any:
+        with kernels.use_backend("reference"):
+            return run(problem)
+
+    return truth
 
 
 def _sparse_truth(problem: dict[str, Any]) -> np.ndarray:
@@ -334,7 +359,9 @@ def _threshold_truth(problem: dict[str, Any]) -> tuple[Any, ...]:
 OPERATIONS = {
     operation.name: operation
     for operation in (
-        Operation("int8_linear", _int8_linear, _run_linear, _with_reference),
+        Operation("int8_linear", _int8_linear, _run_linear, _by_reference(_run_linear)),
+        Operation("int8_outputs", _int8_outputs, _run_linear, _by_reference(_run_linear)),
+        Operation("int8_chain", _int8_chain, _run_chain, _by_reference(_run_chain)),
         Operation("sparse_linear", _sparse_linear, _run_linear, _sparse_truth, _sparse_tolerance),
         Operation("int8_matmul", _int8_matmul, lambda p: kernels.int8_matmul(**p), _matmul_truth),
         Operation("quantize", _quantize, lambda p: tuple(kernels.quantize(**p)), _quantize_truth),

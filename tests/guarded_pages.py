@@ -34,6 +34,8 @@ def guard(value, side):
     """Guard each array of a problem."""
     if isinstance(value, list):
         return [guard(item, side) for item in value]
+    if isinstance(value, dict):
+        return {key: guard(item, side) for key, item in value.items()}
     return guarded(np.asarray(value, order="C"), side) if isinstance(value, np.ndarray) else value
 
 
@@ -48,7 +50,7 @@ def into_guarded_outputs(problem, side):
             q = guarded(np.zeros(flat.shape, dtype), side)
             for inverse in (False, True):
                 _native.quantize(flat, q, scale, scale, -2.0, 2.0, inverse, 2, backends.isa_name())
-    elif "activation" in problem:
+    elif "activation" in problem and "residual" not in problem:
         arguments = {key: problem.get(key) for key in ("weight", "bias", "scale", "input_scale")}
         packed = kernels.pack(format=Int8() if "scale" in problem else Sparse(), **arguments)
         x, state = problem["x"], packed._state

@@ -50,9 +50,16 @@ class Choice(NamedTuple):
     """One of a closed set of values."""
 
 
+class Listed(NamedTuple):
+    """A list: wrong ones, beside what is no list and lists of other things."""
+
+    wrong: tuple
+
+
 ROWS = np.ones((4, 3), np.float32)
 INTEGERS = np.ones((3, 3), np.int8)
-PACKED = kernels.pack(np.ones((2, 3), np.float32), Int8())
+PACKED = kernels.pack(np.ones((4, 3), np.float32), Int8())
+SQUARE = kernels.pack(np.ones((4, 4), np.float32), Int8())
 
 
 def _valid(**arguments: Any) -> dict[str, Any]:
@@ -85,11 +92,21 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "linear": (
-        _valid(x=ROWS, packed=PACKED, activation="relu"),
+        _valid(x=ROWS, packed=PACKED, activation="relu", residual=np.ones((4, 4), np.float32), output_scale=0.5),
         {
             "x": Array(((), (4,), (2, 4), (3, 0), (0,)), finite=False),
             "packed": Choice(),
             "activation": Choice(),
+            "residual": Array(((4,), (4, 3), (1, 4), (4, 4, 1), ()), finite=False),
+            "output_scale": Number((0.0, -1.0, 1e-46, 1e39, *INFINITE)),
+        },
+    ),
+    "linear_chain": (
+        _valid(x=ROWS, packed=[PACKED, SQUARE], activations=["relu", None]),
+        {
+            "x": Array(((), (4,), (2, 4), (3, 0), (0,)), finite=False),
+            "packed": Listed(([SQUARE, PACKED], [])),
+            "activations": Listed((["relu"], ["relu", "swish"])),
         },
     ),
     "int8_matmul": (
@@ -132,6 +149,9 @@ NONE_IS_LEGAL = {
     ("pack", "scale"),
     ("pack", "input_scale"),
     ("linear", "activation"),
+    ("linear", "residual"),
+    ("linear", "output_scale"),
+    ("linear_chain", "activations"),
     ("quantize", "axis"),
     ("dequantize", "axis"),
     ("set_num_threads", "n"),
@@ -200,6 +220,8 @@ def wrong_values(function, name, kind, right):
                 True,
                 10**400,
             )
+    elif isinstance(kind, Listed):
+        yield from (*kind.wrong, "text", 3.5, object(), {}, [None, "x"], [3], [[], []], np.ones(2), torch.ones(2))
     elif isinstance(kind, Integers):
         yield from wrong_arrays(right.shape, kind.shapes, kind.dtypes)
     elif isinstance(kind, Number):
@@ -259,6 +281,15 @@ def test_refused_combinations():
     ):
         with pytest.raises(ValueError, match=rf"^{name} "):
             kernels.pack(**arguments)
+    sparse = kernels.pack(np.ones((4, 3), np.float32), Sparse())
+    for arguments, name in (
+        ({"residual": np.ones((4, 4), np.float32)}, "residual"),
+        ({"output_scale": 1.0}, "output_scale"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} must be None"):
+            kernels.linear(ROWS, sparse, **arguments)
+    with pytest.raises(TypeError, match=r"^x must be float32"):  # int8 needs a weight that knows its scale
+        kernels.linear(INTEGERS, PACKED)
     with pytest.raises(ValueError, match=r"^signed "):
         kernels.quantize(ROWS, signed=False)
     with pytest.raises(ValueError, match=r"^x "):

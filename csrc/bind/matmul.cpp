@@ -222,6 +222,7 @@ void bind_matmul(py::module_& m) {
       .def("linear", &int8_linear)
       .def("linear_into", &int8_linear_into)
       .def("into", &int8_into)
+      .def_property_readonly("out_features", [](const Int8State& state) { return state.weight().out_features; })
       .def("unpack", &Int8State::unpack)
       .def_property_readonly("level", &Int8State::level)
       .def_property_readonly("nbytes", &Int8State::nbytes);

@@ -23,7 +23,7 @@ from .backends import (
     use_backend,
     use_isa,
 )
-from .ops import int8_matmul, linear
+from .ops import int8_matmul, linear, linear_chain
 from .packed import PackedWeight, pack
 from .selection import apply_threshold, kth_magnitude, l1_scores, l2_scores
 from .uniform import Quantized, dequantize, quantize
@@ -43,6 +43,7 @@ __all__ = [
     "l1_scores",
     "l2_scores",
     "linear",
+    "linear_chain",
     "pack",
     "quantize",
     "set_num_threads",

@@ -35,6 +35,11 @@ def is_plain_tensor(x: Any, features: int) -> bool:
     )
 
 
+def is_bfloat16(x: Any) -> bool:
+    """Whether x is a bfloat16 tensor, a type that NumPy lacks."""
+    return is_tensor(x) and x.dtype is sys.modules["torch"].bfloat16
+
+
 def view(x: ArrayLike, name: str) -> NDArray[Any]:
     """Return x as a NumPy array that shares its memory; bfloat16 tensors, which NumPy lacks, as a float32 copy.
 
@@ -91,11 +96,13 @@ def describe(x: ArrayLike) -> str:
     return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
 
 
-def restore(result: NDArray[np.float32], x: ArrayLike) -> Any:
-    """Return a float32 result as the kind and the floating dtype of x."""
+def restore(result: NDArray[Any], x: ArrayLike) -> Any:
+    """Return a float32 result, or the bits of a bfloat16 one as uint16, as the kind and floating dtype of x."""
     if is_tensor(x):
         tensor = like(result, x)
-        return tensor if tensor.dtype == x.dtype else tensor.to(x.dtype)
+        if result.dtype == np.uint16:
+            return tensor.view(x.dtype)
+        return tensor.to(x.dtype) if x.dtype.is_floating_point else tensor
     return result.astype(np.float16) if x.dtype.newbyteorder("=") == np.float16 else result
 
 

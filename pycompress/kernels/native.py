@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from .. import _native
 from . import backends
-
-Float = NDArray[np.float32]
+from .reference import DTYPES, Float, Int8Array, Output
 
 
 def levels() -> list[str]:
@@ -43,9 +42,30 @@ def unpack_sparse(state: _native.SparseState) -> Float:
     return state.unpack()
 
 
-def int8_linear(x: Float, state: _native.Int8State, activation: int, threads: int) -> Float:
-    """Multiply rows [rows, in] with an int8 weight."""
-    return state.linear(x, activation, threads)
+def int8_linear(
+    x: Float | Int8Array,
+    state: _native.Int8State,
+    activation: int,
+    threads: int,
+    residual: Float | None = None,
+    output: Output = "float32",
+    output_scale: float = 0.0,
+) -> NDArray[Any]:
+    """Multiply rows [rows, in], float32 or int8, with an int8 weight."""
+    y = np.empty((x.shape[0], state.out_features), DTYPES[output])
+    added = 0 if residual is None else residual.ctypes.data
+    kinds = 2 if x.dtype == np.int8 else 0, list(DTYPES).index(output)
+    state.into(x.ctypes.data, y.ctypes.data, x.shape[0], activation, threads, *kinds, output_scale, added)
+    return y
+
+
+def int8_chain(
+    x: Float, states: list[_native.Int8State], activations: list[int], out_features: int, threads: int
+) -> Float:
+    """Run int8 layers one after the other on rows [rows, in]."""
+    y = np.empty((x.shape[0], out_features), np.float32)
+    _native.Int8Chain(states, activations).into(x.ctypes.data, y.ctypes.data, x.shape[0], threads)
+    return y
 
 
 def sparse_linear(x: Float, state: _native.SparseState, activation: int, threads: int) -> Float:

@@ -187,7 +187,7 @@ def pack(
     if input_scale is not None:
         if isinstance(format, Sparse):
             raise ValueError("input_scale must be None with Sparse: its activations stay fp32")
-        input_scale = _positive(input_scale, "input_scale")
+        input_scale = positive(input_scale, "input_scale")
 
     module = backends.backend()
     if isinstance(format, Int8):
@@ -253,7 +253,8 @@ def _number(value: object, name: str) -> np.float32:
         return np.float32(np.inf)
 
 
-def _positive(value: object, name: str) -> float:
+def positive(value: object, name: str) -> float:
+    """Return value as a float32 that can be a scale."""
     number = float(_number(value, name))
     if not ZERO_ROW <= number < np.inf:
         raise ValueError(f"{name} must be finite and at least 2^-100, got {value}")

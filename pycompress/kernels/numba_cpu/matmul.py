@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import reference
-from ..reference import ZERO_ROW, Float, Int8Array, Int8State, SparseState
+from ..reference import ZERO_ROW, Float, Int8Array, Int8State, Output, SparseState
 from ..threads import run
 from .activations import activate
 from .compiling import as_input, inlined, kernel
@@ -89,13 +90,15 @@ def _dot(q, w, r, o):
 
 
 @kernel
-def _int8_tiles(q, row_scales, weight, scales, bias, activation, y, first, last):
+def _int8_tiles(q, row_scales, weight, scales, bias, residual, activation, y, first, last):
     row_blocks = (y.shape[0] + _ROWS - 1) // _ROWS
     for tile in range(first, last):
         o0, r0 = tile // row_blocks * _OUTPUTS, tile % row_blocks * _ROWS
         for r in range(r0, min(r0 + _ROWS, y.shape[0])):
             for o in range(o0, min(o0 + _OUTPUTS, y.shape[1])):
                 value = np.float32(_dot(q, weight, r, o)) * (row_scales[r] * scales[o]) + bias[o]
+                if residual.size:
+                    value += residual[r, o]
                 y[r, o] = activate(value, activation)
 
 
@@ -115,18 +118,29 @@ def _tiles(rows: int, outputs: int, features: int) -> tuple[int, float]:
     return count, min(rows, _ROWS) * min(outputs, _OUTPUTS) * (10 + features / 40) + 1
 
 
-def int8_linear(x: Float, state: Int8State, activation: int, threads: int) -> Float:
-    """``y = float(q_x @ q_w.T) * (s_x * s_w) + bias``, all in fp32, each operation rounded once."""
+def int8_linear(
+    x: Float | Int8Array,
+    state: Int8State,
+    activation: int,
+    threads: int,
+    residual: Float | None = None,
+    output: Output = "float32",
+    output_scale: float = 0.0,
+) -> NDArray[Any]:
+    """``y = activation(float(q_x @ q_w.T) * (s_x * s_w) + bias + residual)``, in fp32, each operation rounded once."""
     rows, features = x.shape
-    q = np.empty((rows, features), np.int16)
-    scales = np.empty(rows, np.float32)
-    y = np.empty((rows, state.weight.shape[0]), np.float32)
-    x = as_input(x)
     static_scale = np.float32(0 if state.input_scale is None else state.input_scale)
-    run(_quantize_rows, rows, 20 + features / 2, threads, x, x.view(np.uint32), static_scale, q, scales)
-    arguments = (as_input(q), as_input(scales), state.weight, state.scale, state.bias, activation, y)
+    if x.dtype == np.int8:
+        q, scales = x.astype(np.int16), np.full(rows, static_scale)
+    else:
+        q, scales = np.empty((rows, features), np.int16), np.empty(rows, np.float32)
+        x = as_input(x)
+        run(_quantize_rows, rows, 20 + features / 2, threads, x, x.view(np.uint32), static_scale, q, scales)
+    y = np.empty((rows, state.weight.shape[0]), np.float32)
+    added = as_input(np.empty((0, 0), np.float32) if residual is None else residual.reshape(y.shape))
+    arguments = (as_input(q), as_input(scales), state.weight, state.scale, state.bias, added, activation, y)
     run(_int8_tiles, *_tiles(rows, y.shape[1], features), threads, *arguments)
-    return y
+    return reference.as_output(y, output, output_scale)
 
 
 def int8_matmul(a: Int8Array, b: Int8Array, threads: int) -> NDArray[np.int64] | NDArray[np.int32]:

@@ -5,11 +5,14 @@ bit. The names are those of `numba_cpu` and `native`; `ops.py` checks arguments 
 """
 
 from .matmul import (
+    DTYPES,
     ZERO_ROW,
     Float,
     Int8Array,
     Int8State,
+    Output,
     SparseState,
+    as_output,
     int8_linear,
     int8_matmul,
     pack_int8,
@@ -22,12 +25,15 @@ from .matmul import (
 from .vectors import apply_threshold, column_scores, dequantize, kth_magnitude, quantize, row_scores
 
 __all__ = [
+    "DTYPES",
     "ZERO_ROW",
     "Float",
     "Int8Array",
     "Int8State",
+    "Output",
     "SparseState",
     "apply_threshold",
+    "as_output",
     "column_scores",
     "dequantize",
     "int8_linear",

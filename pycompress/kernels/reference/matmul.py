@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,10 @@ from .activations import activate
 
 Float = NDArray[np.float32]
 Int8Array = NDArray[np.int8]
+
+Output = Literal["float32", "bfloat16", "int8"]
+DTYPES: dict[Output, Any] = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
+"""What a kernel can write, and the arrays that hold it."""
 
 ZERO_ROW = np.float32(2.0**-100)
 """A row whose largest magnitude is below this counts as all zeros."""
@@ -101,14 +105,42 @@ def quantize_rows(x: Float, input_scale: float | None) -> tuple[Int8Array, Float
     return q, scale
 
 
-def int8_linear(x: Float, state: Int8State, activation: int, threads: int) -> Float:
-    """``y = float(q_x @ q_w.T) * (s_x * s_w) + bias``, all in fp32, each operation rounded once."""
-    q, scale = quantize_rows(x, state.input_scale)
+def int8_linear(
+    x: Float | Int8Array,
+    state: Int8State,
+    activation: int,
+    threads: int,
+    residual: Float | None = None,
+    output: Output = "float32",
+    output_scale: float = 0.0,
+) -> NDArray[Any]:
+    """``y = activation(float(q_x @ q_w.T) * (s_x * s_w) + bias + residual)``, in fp32, each operation rounded once.
+
+    bfloat16 results are returned as their bits, uint16.
+    """
+    if x.dtype == np.int8:
+        q, scale = cast(Int8Array, x), np.full(x.shape[0], state.input_scale, np.float32)
+    else:
+        q, scale = quantize_rows(cast(Float, x), state.input_scale)
     sums = q.astype(np.int64) @ state.weight.astype(np.int64).T
     with np.errstate(over="ignore", invalid="ignore"):
         y = sums.astype(np.float32) * (scale[:, None] * state.scale[None, :])
         y = y + (np.float32(0) if state.bias is None else state.bias)
-    return activate(y, activation)
+        y = y if residual is None else y + residual
+    return as_output(activate(y, activation), output, output_scale)
+
+
+def as_output(y: Float, output: Output, output_scale: float) -> NDArray[Any]:
+    """Round finished fp32 values to what a kernel writes: themselves, the bits of bfloat16, or int8."""
+    if output == "bfloat16":
+        bits = y.view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1))) >> 16
+        return np.where(np.isnan(y), bits >> 16 | np.uint32(0x40), rounded).astype(np.uint16)
+    if output == "int8":
+        with np.errstate(over="ignore"):
+            scaled = np.where(np.isnan(y), np.float32(0), y) * (np.float32(1) / np.float32(output_scale))
+        return np.clip(np.rint(scaled), -127, 127).astype(np.int8)
+    return y
 
 
 def sparse_linear(x: Float, state: SparseState, activation: int, threads: int) -> Float:
