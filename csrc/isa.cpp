@@ -2,6 +2,9 @@
 
 #if PYCOMPRESS_X86
 #include <cpuid.h>
+#elif PYCOMPRESS_ARM64 && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace pycompress {
@@ -61,6 +64,25 @@ bool cpu_has(Isa isa) {
     case Isa::avx512vnni: return vnni;
     case Isa::avx512icl: return icl;
     case Isa::amx: return icl && tiles && bit(l7.d, 24) && bit(l7.d, 25) && bit(l7.d, 22) && bit(l71.a, 5);
+    default: return false;
+  }
+}
+
+#elif PYCOMPRESS_ARM64
+
+bool cpu_has(Isa isa) {
+  bool dot = false, i8mm = false;
+#if defined(__linux__)
+  constexpr unsigned long armv82 = HWCAP_CRC32 | HWCAP_ATOMICS | HWCAP_ASIMDRDM;  // what the compiler may use besides
+  constexpr unsigned long dot_bits = armv82 | HWCAP_ASIMDDP;
+  dot = (getauxval(AT_HWCAP) & dot_bits) == dot_bits;
+  i8mm = dot && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+#endif
+  switch (isa) {
+    case Isa::scalar:
+    case Isa::neon: return true;
+    case Isa::neondot: return dot;
+    case Isa::i8mm: return i8mm;
     default: return false;
   }
 }

@@ -11,8 +11,7 @@
 //     namespace pycompress { void int8_linear_avx2(const int8_linear_call& call) { ... } }
 //     PYCOMPRESS_END
 //
-// No object with dynamic initialisation may stand in a region. The levels to come (avxvnni, avx512icl, amx, neon,
-// neondot, i8mm) need a line here and their files; `kernels.def` lists what exists.
+// No object with dynamic initialisation may stand in a region. `kernels.def` lists what exists.
 #pragma once
 
 #include <cstddef>
@@ -23,6 +22,12 @@
 #include <immintrin.h>
 #else
 #define PYCOMPRESS_X86 0
+#endif
+#if defined(__aarch64__)
+#define PYCOMPRESS_ARM64 1
+#include <arm_neon.h>
+#else
+#define PYCOMPRESS_ARM64 0
 #endif
 
 namespace pycompress {
@@ -58,3 +63,8 @@ bool implies(Isa level, Isa kernel);
   PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define PYCOMPRESS_BEGIN_AVX512VNNI \
   PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")
+
+// NEON belongs to the baseline. "arch=armv8.2-a": GCC inlines its intrinsics only into functions that have all of it.
+#define PYCOMPRESS_BEGIN_NEON PYCOMPRESS_BEGIN("arch=armv8-a")
+#define PYCOMPRESS_BEGIN_NEONDOT PYCOMPRESS_BEGIN("arch=armv8.2-a+dotprod")
+#define PYCOMPRESS_BEGIN_I8MM PYCOMPRESS_BEGIN("arch=armv8.2-a+dotprod+i8mm")

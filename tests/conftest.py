@@ -25,6 +25,7 @@ def pytest_configure(config):
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, here))
     os.environ["PYTHONSAFEPATH"] = "1"
     known = {part for implementation in cases.implementations() for part in implementation.split("/")}
+    known |= {"neon", "neondot", "i8mm"}  # in test_cross.py, under qemu
     for name in config.getoption("--require-backend"):
         if name not in known:
             raise pytest.UsageError(f"--require-backend must name one of {sorted(known)}, got {name!r}")

@@ -5,10 +5,10 @@
 // With a static input scale s: q = clamp(rint(x * (1/s)), -127, 127), and s in the place of m/127. A row that holds NaN
 // or infinity gives NaN. The integer mode takes q itself, any int8, and gives the sums.
 //
-// Layout of the weight, one for all x86 levels: panels of 32 outputs, each one sequential stream
+// Layout of the weight, one for all levels: panels of 32 outputs, each one sequential stream
 //   [panel][in/64][2 tiles][16 groups of 4 inputs][16 outputs x 4 inputs],
-// where the last block has only the groups that `in`, padded to 4, needs. A 64-byte line is a VNNI operand, and 16 lines
-// are an AMX B tile. Outputs are padded with zeros to 32.
+// where the last block has only the groups that `in`, padded to 4, needs. A 64-byte line is a VNNI operand, or
+// four operands of Arm's sdot, and 16 lines are an AMX B tile. Outputs are padded with zeros to 32.
 //
 // Chains: between two layers the activations never leave the cache; where the next layer has a static scale they are
 // requantized at once. The numbers are those of the layers called one after the other.

@@ -1,0 +1,25 @@
+// int8_linear for Arm with the dot product (ARMv8.2): see micro_neondot.inc.
+#include "../isa.h"
+#include "../thread_pool.h"
+#include "int8_linear.h"
+
+#if PYCOMPRESS_ARM64
+PYCOMPRESS_BEGIN_NEONDOT
+namespace pycompress {
+namespace {
+
+#include "micro_neondot.inc"
+//
+#include "../activation.inc"
+//
+#include "rows.inc"
+//
+#include "loop.inc"
+
+}  // namespace
+
+void int8_linear_neondot(const int8_linear_call& call) { run(call); }
+
+}  // namespace pycompress
+PYCOMPRESS_END
+#endif
