@@ -59,6 +59,9 @@ bool implies(Isa level, Isa kernel);
 #endif
 
 #define PYCOMPRESS_BEGIN_AVX2 PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2")
+#if !defined(PYCOMPRESS_BEGIN_AVXVNNI)  // the tests compile it for the other encoding of its instruction
+#define PYCOMPRESS_BEGIN_AVXVNNI PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avxvnni")
+#endif
 #define PYCOMPRESS_BEGIN_AVX512 \
   PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define PYCOMPRESS_BEGIN_AVX512VNNI \
