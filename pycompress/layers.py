@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from . import kernels
+from . import kernels, torch_ops
 from .formats import Format, Int8, decode_nonzeros, encode_nonzeros
 from .kernels.ops import Activation, activation_code
 
@@ -206,6 +206,8 @@ class PackedLinear(PackedLayer):
             When x does not fit, or requires grad while grad mode is on.
         """
         self._check_input(x)
+        if torch.compiler.is_compiling():
+            return torch_ops.traced_linear(x, self.packed, self.activation)
         return cast(Tensor, kernels.linear(x, self.packed, self.activation))
 
     def extra_repr(self) -> str:

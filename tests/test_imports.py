@@ -21,7 +21,7 @@ ROWS = [
     "artifact training scores",
     "layers linears recording",
     "masks grids data timing progress schedules",
-    "selection undo calls",
+    "selection undo calls torch_ops",
     "kernels",
     "formats",
 ]

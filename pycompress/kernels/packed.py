@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -11,6 +13,11 @@ from ..formats import Format, Int8, Sparse, decode_nonzeros, encode_nonzeros
 from . import arrays, backends
 from .arrays import ArrayLike
 from .reference import ZERO_ROW
+
+alive: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDictionary()
+"""The packed weights of this process by their numbers."""
+
+_numbers = itertools.count(1)
 
 
 class PackedWeight:
@@ -36,6 +43,8 @@ class PackedWeight:
     bias : [out_features] float32, read-only, or None
     input_scale : float or None
         Scale of the activations; None when it is found per row at run time.
+    number : int
+        No other packed weight of this process ever has it.
 
     Examples
     --------
@@ -45,6 +54,7 @@ class PackedWeight:
     """
 
     __slots__ = (
+        "__weakref__",
         "_module",
         "_native",
         "_state",
@@ -54,6 +64,7 @@ class PackedWeight:
         "input_scale",
         "kernel",
         "nbytes",
+        "number",
         "scale",
         "shape",
     )
@@ -69,10 +80,13 @@ class PackedWeight:
     scale: NDArray[np.float32] | None
     bias: NDArray[np.float32] | None
     input_scale: float | None
+    number: int
 
     def __init__(self, **fields: Any) -> None:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "number", next(_numbers))
+        alive[self.number] = self
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a packed weight is immutable: {name} cannot be set")

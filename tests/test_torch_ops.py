@@ -1,0 +1,241 @@
+"""Packed layers in compiled and exported models: the operators pass torch's own checks, and the bits stay."""
+
+import copy
+import gc
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pycompress import kernels, torch_ops
+from pycompress.formats import Int8, Sparse
+from pycompress.layers import PackedLinear
+
+
+def weight(format=None, out=7, inside=12, seed=0, **fields):
+    values = torch.randn(out, inside, generator=torch.Generator().manual_seed(seed))
+    if isinstance(format, Sparse):
+        values *= values > 0.5
+    return kernels.pack(values, format or Int8(), **fields)
+
+
+WEIGHTS = {
+    "int8": lambda: weight(bias=torch.arange(7.0)),
+    "int8-static": lambda: weight(input_scale=0.03),
+    "sparse": lambda: weight(Sparse(), bias=torch.arange(7.0)),
+    "sparse-int8": lambda: kernels.pack(weight().canonical_weight(), Sparse(), scale=0.5),
+    "no inputs": lambda: weight(inside=0),
+}
+
+
+def model(second=None):
+    layers = PackedLinear(weight(bias=torch.ones(7)), "gelu"), nn.Tanh(), PackedLinear(weight(second, 3, 7))
+    return nn.Sequential(*layers).eval()
+
+
+def inputs(rows, dtype=torch.float32):
+    return torch.randn(rows, 12, generator=torch.Generator().manual_seed(rows)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["int8", "sparse"])
+def test_torchs_own_checks_pass(kind, dtype):
+    packed = WEIGHTS[kind]()
+    for x in (inputs(5, dtype), inputs(5, dtype)[0], inputs(4, dtype).view(2, 2, 12), inputs(0, dtype)):
+        arguments = x, torch_ops.to_bytes(packed), 7, "silu"
+        assert set(torch.library.opcheck(torch.ops.pycompress.linear, arguments).values()) == {"SUCCESS"}
+        arguments = x, packed.number, 7, None
+        assert set(torch.library.opcheck(torch.ops.pycompress.linear_here, arguments).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_bytes_hold_the_weight(kind):
+    packed = WEIGHTS[kind]()
+    again = torch_ops.from_bytes(torch_ops.to_bytes(packed), packed.shape)
+    assert (again.format, again.shape, again.input_scale) == (packed.format, packed.shape, packed.input_scale)
+    for name in ("scale", "bias"):
+        assert np.array_equal(getattr(again, name), getattr(packed, name))
+    assert np.array_equal(again.canonical_weight(), packed.canonical_weight())
+    x = torch.randn(3, packed.shape[1])
+    y = torch.ops.pycompress.linear(x, torch_ops.to_bytes(packed), 7, "relu")
+    assert torch.equal(y, kernels.linear(x, packed, "relu"))
+
+
+def test_a_compiled_model_has_no_graph_break_and_the_same_bits():
+    torch._dynamo.reset()
+    eager = model(Sparse())
+    compiled = torch.compile(eager, fullgraph=True)
+    with torch.no_grad():
+        for rows in (5, 9, 1, 0, 17):
+            assert torch.equal(compiled(inputs(rows)), eager(inputs(rows)))
+        assert torch.equal(compiled(inputs(3, torch.bfloat16)), eager(inputs(3, torch.bfloat16)))
+        eager[0].packed = weight(seed=1, bias=torch.zeros(7))
+        assert torch.equal(compiled(inputs(5)), eager(inputs(5)))  # not those of the weight that it was compiled with
+        eager.load_state_dict(model(Sparse()).state_dict())
+        assert torch.equal(compiled(inputs(5)), eager(inputs(5)))
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled(inputs(5).requires_grad_())
+    with pytest.raises(ValueError, match="must not require grad"):
+        torch.compile(eager)(inputs(5).requires_grad_())
+
+
+def exported(model):
+    return torch.export.export(model, (inputs(5),), dynamic_shapes=({0: torch.export.Dim("rows")},))
+
+
+@pytest.mark.parametrize("second", [Int8(), Sparse()])
+def test_an_exported_program_keeps_the_bits(tmp_path, second):
+    eager, path = model(second), tmp_path / "model.pt2"
+    program = exported(eager)
+    torch.export.save(program, path)
+    for again in (program, program.run_decompositions(), torch.export.load(path)):
+        for rows in (5, 1, 40):
+            assert torch.equal(again.module()(inputs(rows)), eager(inputs(rows)))
+    np.save(tmp_path / "x.npy", inputs(6).numpy())
+    np.save(tmp_path / "y.npy", eager(inputs(6)).numpy())
+    code = f"""
+import numpy as np, torch, pycompress.torch_ops
+module = torch.export.load({str(path)!r}).module()
+x, y = (torch.from_numpy(np.load({str(tmp_path)!r} + name)) for name in ("/x.npy", "/y.npy"))
+assert torch.equal(module(x), y)
+"""
+    others = [{"PYCOMPRESS_BACKEND": "reference"}] if second == Int8() else []  # packed again for what runs there
+    for changed in ({}, *others):
+        done = subprocess.run([sys.executable, "-c", code], env=os.environ | changed, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_what_bytes_were_packed_into_lives_as_long_as_they():
+    gc.collect()
+    before = len(torch_ops._unpacked)
+    content, x = torch_ops.to_bytes(weight()), inputs(2)
+    for _ in range(3):
+        torch.ops.pycompress.linear(x, content, 7, None)
+    assert len(torch_ops._unpacked) == before + 1
+    del content
+    gc.collect()
+    assert len(torch_ops._unpacked) == before
+
+
+def test_two_weights_in_one_storage():
+    first, second = weight(), weight(seed=1)
+    parts = [torch_ops.to_bytes(packed) for packed in (first, second)]
+    views = torch.cat(parts).split([part.numel() for part in parts])
+    for packed, view in zip((first, second), views, strict=True):
+        y = torch.ops.pycompress.linear(inputs(2), view, 7, None)
+        assert torch.equal(y, kernels.linear(inputs(2), packed))
+
+
+def test_strict_export_is_refused():
+    with pytest.raises(Exception, match="strict must be False"):
+        torch.export.export(model(), (inputs(5),), strict=True)
+
+
+def test_tracing_leaves_a_layer_as_it_is():
+    layer = PackedLinear(weight())
+    before = copy.deepcopy(layer.__dict__)
+    torch.export.export(layer, (inputs(5),))
+    assert layer.__dict__.keys() == before.keys()
+    assert not list(layer.buffers())
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer).half()):
+        assert torch.equal(twin(inputs(3)), layer(inputs(3)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (lambda c: (inputs(2), c, 8, None), ValueError, r"its shape must be \(8, 12\), got \(7, 12\)"),
+        (lambda c: (inputs(2)[:, :5], c, 7, None), ValueError, "its shape must be"),
+        (lambda c: (torch.tensor(1.0), c, 7, None), ValueError, "its shape must be"),
+        (lambda c: (inputs(2), c.float(), 7, None), TypeError, "packed must be a uint8 vector"),
+        (lambda c: (inputs(2), c, 7, "swish"), ValueError, "activation must be one of"),
+        (lambda c: (inputs(2).double(), c, 7, None), TypeError, "x must be float32"),
+        (lambda c: (inputs(2).requires_grad_(), c, 7, None), ValueError, "x must not require grad"),
+    ],
+)
+def test_wrong_arguments_of_the_operator(arguments, error, message):
+    with pytest.raises(error, match=message):
+        torch.ops.pycompress.linear(*arguments(torch_ops.to_bytes(weight())))
+
+
+def test_numbers_of_weights():
+    packed = weight()
+    with pytest.raises(ValueError, match="out_features must be 7, got 8"):
+        torch.ops.pycompress.linear_here(inputs(2), packed.number, 8, None)
+    number = packed.number
+    del packed
+    gc.collect()
+    with pytest.raises(ValueError, match=f"number must be that of a packed weight in this process, got {number}"):
+        torch.ops.pycompress.linear_here(inputs(2), number, 7, None)
+
+
+def test_no_changed_bit_and_no_cut_goes_unnoticed():
+    content = torch_ops.to_bytes(weight(out=2, inside=3))
+    for position in range(len(content)):
+        changed = content.clone()
+        changed[position] ^= 1 << position % 8
+        for bad in (changed, content[:position]):
+            with pytest.raises(ValueError, match="packed must be the bytes of a packed weight"):
+                torch_ops.from_bytes(bad)
+
+
+def forged(change, tail=b""):
+    """Bytes with a valid digest whose header was changed."""
+    data = torch_ops.to_bytes(weight(out=2, inside=3)).numpy().tobytes()[40:]
+    end = 4 + int.from_bytes(data[:4], "little")
+    header = json.loads(data[4:end])
+    text = change(header)
+    text = json.dumps(header).encode() if text is None else text
+    body = len(text).to_bytes(4, "little") + text + data[end:] + tail
+    return torch.frombuffer(bytearray(torch_ops.MAGIC + hashlib.sha256(body).digest() + body), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: b"",
+        lambda h: b"[" * 100_000,
+        lambda h: b"[]",
+        lambda h: b"{}",
+        lambda h: h.update(shape=[2**62, 2**62]),
+        lambda h: h.update(shape=[-2, -3]),
+        lambda h: h.update(shape=[3, 2]),
+        lambda h: h.update(shape="23"),
+        lambda h: h.update(format={"name": "Affine"}),
+        lambda h: h.update(format={"name": "Int8", "bits": 3}),
+        lambda h: h.update(format={"name": "Sparse", "block": [1, 1], "values": {"name": "Float32"}}),
+        lambda h: h.update(format=None),
+        lambda h: h.update(input_scale=-1.0),
+        lambda h: h.update(input_scale="1"),
+        lambda h: h.update(arrays={}),
+        lambda h: h["arrays"].update(other=["int8", [0]]),
+        lambda h: h["arrays"].update(weight=["float64", [2, 3]]),
+        lambda h: h["arrays"].update(weight=["float32", [2, 3]]),
+        lambda h: h["arrays"].update(weight=["int8", [2**61, 3]]),
+        lambda h: h["arrays"].update(weight=["int8", [True, 6]]),
+        lambda h: h["arrays"].update(weight=7),
+    ],
+)
+def test_forged_bytes_are_refused(change):
+    torch_ops.from_bytes(forged(lambda header: None))
+    with pytest.raises(ValueError, match="got wrong ones"):
+        torch_ops.from_bytes(forged(change))
+    with pytest.raises(ValueError, match="got wrong ones: there must be"):
+        torch_ops.from_bytes(forged(lambda header: None, b"more"))
+
+
+def test_wrong_arguments_of_the_conversions():
+    with pytest.raises(TypeError, match="packed must be a PackedWeight, got ndarray"):
+        torch_ops.to_bytes(np.zeros((2, 2)))
+    for bad in (None, b"PYCWGT01", torch.zeros(50), torch.zeros(5, 5, dtype=torch.uint8)):
+        with pytest.raises(TypeError, match="packed must be a uint8 vector"):
+            torch_ops.from_bytes(bad)
+    with pytest.raises(TypeError, match="packed must be on the CPU"):
+        torch_ops.from_bytes(torch.zeros(50, dtype=torch.uint8, device="meta"))
