@@ -37,6 +37,25 @@ class Int8Chain:
 class SparseState(_State):
     def unpack(self) -> NDArray[np.float32]: ...
 
+class ConvState:
+    def into(
+        self,
+        x: int,
+        y: int,
+        images: int,
+        height: int,
+        width: int,
+        pixels: int,
+        activation: int,
+        threads: int,
+    ) -> None: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
 def levels() -> list[str]: ...
 def kernels() -> dict[str, list[str]]: ...
 def pack_int8(
@@ -47,6 +66,17 @@ def pack_int8(
     isa: str,
 ) -> Int8State: ...
 def pack_sparse(weight: NDArray[np.float32], bias: NDArray[np.float32] | None, isa: str) -> SparseState: ...
+def pack_conv(
+    weight: NDArray[np.int8],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    input_scale: float | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    isa: str,
+) -> ConvState: ...
 def int8_matmul(a: NDArray[np.int8], b: NDArray[np.int8], threads: int, isa: str) -> NDArray[np.int32]: ...
 def quantize(
     x: NDArray[np.float32],

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import cases_convolution
 import numpy as np
 from scipy.special import expit, ndtr
 
@@ -140,7 +141,7 @@ def floats(rng: np.random.Generator, *shape: int, density: float = 1.0) -> np.nd
 
 def activation(rng: np.random.Generator) -> str | None:
     """None for half of the problems, ReLU for most others."""
-    return str(rng.choice(["relu", "relu", "gelu", "silu", "tanh", "sigmoid"])) if rng.random() < 0.5 else None
+    return str(rng.choice(["relu", "relu", "gelu", "silu", "tanh", "sigmoid", "relu6"])) if rng.random() < 0.5 else None
 
 
 def _int8_linear(rng: np.random.Generator, rows: int, inputs: int, outputs: int) -> dict[str, Any]:
@@ -214,6 +215,7 @@ _ACTIVATIONS: dict[str | None, Callable[[np.ndarray], np.ndarray]] = {
     "silu": lambda y: y * expit(y),
     "tanh": np.tanh,
     "sigmoid": expit,
+    "relu6": lambda y: np.clip(y, 0, 6),
 }
 
 
@@ -362,6 +364,7 @@ OPERATIONS = {
         Operation("int8_linear", _int8_linear, _run_linear, _by_reference(_run_linear)),
         Operation("int8_outputs", _int8_outputs, _run_linear, _by_reference(_run_linear)),
         Operation("int8_chain", _int8_chain, _run_chain, _by_reference(_run_chain)),
+        Operation("int8_conv", cases_convolution.make, cases_convolution.run, _by_reference(cases_convolution.run)),
         Operation("sparse_linear", _sparse_linear, _run_linear, _sparse_truth, _sparse_tolerance),
         Operation("int8_matmul", _int8_matmul, lambda p: kernels.int8_matmul(**p), _matmul_truth),
         Operation("quantize", _quantize, lambda p: tuple(kernels.quantize(**p)), _quantize_truth),

@@ -5,6 +5,7 @@ import mmap
 import sys
 
 import cases
+import cases_convolution
 import numpy as np
 
 from pycompress import kernels
@@ -50,6 +51,14 @@ def into_guarded_outputs(problem, side):
             q = guarded(np.zeros(flat.shape, dtype), side)
             for inverse in (False, True):
                 _native.quantize(flat, q, scale, scale, -2.0, 2.0, inverse, 2, backends.isa_name())
+    elif "stride" in problem:
+        packed, x = cases_convolution.packed(problem), problem["x"]
+        expected = kernels.conv(x, packed)
+        y = guarded(np.zeros(expected.shape, np.float32), side)
+        rows = x.shape[2] if x.ndim == 4 else 1
+        pixels = int(np.prod(expected.shape[2:]))
+        packed._native.into(x.ctypes.data, y.ctypes.data, x.shape[0], rows, x.shape[-1], pixels, 0, 2)
+        assert np.array_equal(cases.bits(y), cases.bits(expected))
     elif "activation" in problem and "residual" not in problem:
         arguments = {key: problem.get(key) for key in ("weight", "bias", "scale", "input_scale")}
         packed = kernels.pack(format=Int8() if "scale" in problem else Sparse(), **arguments)

@@ -59,6 +59,8 @@ class Listed(NamedTuple):
 ROWS = np.ones((4, 3), np.float32)
 INTEGERS = np.ones((3, 3), np.int8)
 PACKED = kernels.pack(np.ones((4, 3), np.float32), Int8())
+KERNEL = np.ones((4, 1, 2, 3), np.float32)
+CONV = kernels.pack_conv(KERNEL, padding=1, groups=2)
 SQUARE = kernels.pack(np.ones((4, 4), np.float32), Int8())
 
 
@@ -109,6 +111,39 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "activations": Listed((["relu"], ["relu", "swish"])),
         },
     ),
+    "PackedConv": ({}, {"fields": Anything()}),
+    "pack_conv": (
+        _valid(
+            weight=KERNEL,
+            format=Int8(),
+            bias=np.ones(4, np.float32),
+            scale=None,
+            input_scale=None,
+            stride=1,
+            padding=(1, 1),
+            dilation=1,
+            groups=2,
+        ),
+        {
+            "weight": Array(((4,), (4, 3), (4, 1, 0, 3), (4, 1, 1, 1, 1), ())),
+            "format": Choice(),
+            "bias": Array(((3,), (4, 1), (1, 4), (5,), (0,), (1,))),
+            "scale": Array(((3,), (4, 2), (5,), (0,), (2, 2))),
+            "input_scale": Number((0.0, -1.0, 1e-46, 1e39, 10**400, *INFINITE)),
+            "stride": Number((0, -1, 2**70, (1,), (1, 1, 1), (1, 0), (1, 1.0)), integer=True),
+            "padding": Number((-1, 2**70, (1,), ((1, 1),), ((1, 1), 1), ((1, 1), (1, -1)), "full"), integer=True),
+            "dilation": Number((0, -1, 2**70, (1,), (1, 1, 1), (1, 0), (1, 1.0)), integer=True),
+            "groups": Number((0, -1, 3, 2**70), integer=True),
+        },
+    ),
+    "conv": (
+        _valid(x=np.ones((2, 2, 5, 4), np.float32), packed=CONV, activation="relu6"),
+        {
+            "x": Array(((), (4,), (2, 4), (2, 3, 5, 4), (2, 2, 0, 4), (2, 2, 1, 2, 2)), finite=False),
+            "packed": Choice(),
+            "activation": Choice(),
+        },
+    ),
     "int8_matmul": (
         _valid(a=INTEGERS, b=INTEGERS),
         {"a": Integers(shapes=((3,), (1, 3, 3), ())), "b": Integers(shapes=((3,), (1, 3, 3), (), (4, 3), (0, 3)))},
@@ -148,6 +183,10 @@ NONE_IS_LEGAL = {
     ("pack", "bias"),
     ("pack", "scale"),
     ("pack", "input_scale"),
+    ("pack_conv", "bias"),
+    ("pack_conv", "scale"),
+    ("pack_conv", "input_scale"),
+    ("conv", "activation"),
     ("linear", "activation"),
     ("linear", "residual"),
     ("linear", "output_scale"),
@@ -192,7 +231,7 @@ def wrong_values(function, name, kind, right):
             yield [ROWS, np.full((3, 3), np.nan, np.float32)]
             return
         shape = (4,) if right is None else right.shape
-        scalar_is_legal = function == "pack" and name == "scale"
+        scalar_is_legal = function.startswith("pack") and name == "scale"
         for wrong in wrong_arrays(shape, kind.shapes, (np.float32, np.float16)):
             if not (scalar_is_legal and isinstance(wrong, float)):
                 yield wrong

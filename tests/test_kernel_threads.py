@@ -7,6 +7,7 @@ import threading
 import time
 
 import cases
+import cases_convolution
 import numpy as np
 import pytest
 from cases import bits
@@ -37,6 +38,19 @@ def large_problem(name, implementation):
             weight[rng.random(weight.shape) < 0.9] = 0
             return problem
         return problem | {"scale": None, "input_scale": None}
+    if name == "int8_conv":
+        return cases_convolution.make(rng, 0, 1, 1) | {
+            "x": rng.normal(size=(3, 40 // small, 40, 40)).astype(np.float32),
+            "weight": rng.normal(size=(75 // small, 40 // small, 3, 3)).astype(np.float32),
+            "scale": None,
+            "bias": None,
+            "input_scale": None,
+            "activation": None,
+            "groups": 1,
+            "stride": (1, 1),
+            "padding": ((1, 1), (1, 1)),
+            "dilation": (1, 1),
+        }
     if name == "int8_matmul":
         return {key: rng.integers(-128, 128, (411 // small, 411 // small)).astype(np.int8) for key in "ab"}
     x = rng.normal(size=(1025, 1111)).astype(np.float32)

@@ -155,7 +155,7 @@ def test_half_precision_is_widened_exactly(name, half, implementation):
         if name == "int8_linear" and wide["scale"] is not None:
             narrow["scale"] = wide["scale"] = np.maximum(wide["scale"], np.float32(0.01))
         got, expected = run(name, narrow), run(name, wide)
-        if name.endswith("linear"):  # the result comes back in the dtype of x
+        if name.endswith(("linear", "conv")):  # the result comes back in the dtype of x
             assert got[0].dtype == (np.float16 if half == "float16" else torch.bfloat16)
             with np.errstate(over="ignore"):
                 rounded = torch.from_numpy(expected[0]).to(getattr(torch, half)).float()

@@ -23,17 +23,20 @@ from .backends import (
     use_backend,
     use_isa,
 )
+from .convolution import PackedConv, conv, pack_conv
 from .ops import int8_matmul, linear, linear_chain
 from .packed import PackedWeight, pack
 from .selection import apply_threshold, kth_magnitude, l1_scores, l2_scores
 from .uniform import Quantized, dequantize, quantize
 
 __all__ = [
+    "PackedConv",
     "PackedWeight",
     "Quantized",
     "apply_threshold",
     "available_backends",
     "backend_name",
+    "conv",
     "dequantize",
     "get_num_threads",
     "int8_matmul",
@@ -45,6 +48,7 @@ __all__ = [
     "linear",
     "linear_chain",
     "pack",
+    "pack_conv",
     "quantize",
     "set_num_threads",
     "use_backend",

@@ -68,6 +68,27 @@ def int8_chain(
     return y
 
 
+def pack_conv(
+    weight: NDArray[np.int8],
+    scale: Float,
+    bias: Float | None,
+    input_scale: float | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> _native.ConvState:
+    """Lay the weight of a convolution [out, in / groups, height, width] out for its kernel."""
+    return _native.pack_conv(weight, scale, bias, input_scale, stride, padding, dilation, groups, backends.isa_name())
+
+
+def int8_conv(x: Float, state: _native.ConvState, height: int, width: int, activation: int, threads: int) -> Float:
+    """Convolve images [images, channels, height, width]; height and width are those of the output."""
+    y = np.empty((x.shape[0], state.outputs, height, width), np.float32)
+    state.into(x.ctypes.data, y.ctypes.data, x.shape[0], x.shape[2], x.shape[3], height * width, activation, threads)
+    return y
+
+
 def sparse_linear(x: Float, state: _native.SparseState, activation: int, threads: int) -> Float:
     """Multiply rows [rows, in] with a sparse weight."""
     return state.linear(x, activation, threads)

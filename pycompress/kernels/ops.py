@@ -14,7 +14,7 @@ from .arrays import ArrayLike
 from .packed import PackedWeight, positive
 from .reference.activations import CODES
 
-Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
+Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "relu6"]
 
 _FLOAT32 = np.dtype(np.float32)
 

@@ -194,8 +194,8 @@ def pack(
     if array.ndim != 2:
         raise ValueError(f"weight must be 2-D [out_features, in_features], got {arrays.describe(weight)}")
     out_features, in_features = array.shape
-    bias_array = None if bias is None else _vector(bias, "bias", out_features) + np.float32(0)  # no -0.0
-    scale_array = None if scale is None else _vector(scale, "scale", out_features)
+    bias_array = None if bias is None else vector(bias, "bias", out_features) + np.float32(0)  # no -0.0
+    scale_array = None if scale is None else vector(scale, "scale", out_features)
     if scale_array is not None and not (scale_array > 0).all():
         raise ValueError(f"scale must be positive, got {float(scale_array.min())}")
     if input_scale is not None:
@@ -205,12 +205,12 @@ def pack(
 
     module = backends.backend()
     if isinstance(format, Int8):
-        integers, scale_array = _integers(array, scale_array)
+        integers, scale_array = integers_of(array, scale_array)
         state = module.pack_int8(np.ascontiguousarray(integers), scale_array, bias_array, input_scale)
         nonzeros = int(np.count_nonzero(integers))
     else:
         if scale_array is not None:
-            integers, _ = _integers(array, scale_array)
+            integers, _ = integers_of(array, scale_array)
             array = integers.astype(np.float32) * scale_array[:, None]
         array = np.where(np.abs(array) < np.finfo(np.float32).tiny, np.float32(0), array)  # denormals are slow
         state = module.pack_sparse(np.ascontiguousarray(array), bias_array)
@@ -239,7 +239,10 @@ def int8_scale(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(largest < ZERO_ROW, np.float32(1), largest / np.float32(127)).astype(np.float32)
 
 
-def _integers(weight: NDArray[Any], scale: NDArray[np.float32] | None) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def integers_of(
+    weight: NDArray[Any], scale: NDArray[np.float32] | None
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return the integers [out, in] and the scales [out] of a weight, which is rounded where it is a float one."""
     if scale is None:
         scale = int8_scale(weight)
     if weight.dtype == np.int8:
@@ -247,7 +250,8 @@ def _integers(weight: NDArray[Any], scale: NDArray[np.float32] | None) -> tuple[
     return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
 
 
-def _vector(x: ArrayLike, name: str, size: int) -> NDArray[np.float32]:
+def vector(x: ArrayLike, name: str, size: int) -> NDArray[np.float32]:
+    """Return x as finite float32 [size], a copy; a scale may be one number."""
     array = np.asarray(_number(x, name)) if isinstance(x, (int, float, np.floating)) else arrays.float32(x, name)
     arrays.finite(array, name)
     if name == "scale" and array.size == 1:

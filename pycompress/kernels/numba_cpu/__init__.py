@@ -9,6 +9,7 @@ Inputs are handed to Numba read-only and aligned, so that each kernel is compile
 slices): Numba tests other indices for being negative, and such a loop is not vectorised.
 """
 
+from .convolution import int8_conv, pack_conv
 from .matmul import (
     int8_linear,
     int8_matmul,
@@ -24,9 +25,11 @@ __all__ = [
     "apply_threshold",
     "column_scores",
     "dequantize",
+    "int8_conv",
     "int8_linear",
     "int8_matmul",
     "kth_magnitude",
+    "pack_conv",
     "pack_int8",
     "pack_sparse",
     "quantize",

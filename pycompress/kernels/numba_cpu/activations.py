@@ -60,6 +60,8 @@ def activate(y, activation):
         return y
     if activation == 1:
         return np.float32(0) if y < 0 else y
+    if activation == 6:
+        return np.float32(0) if y < 0 else np.float32(6) if y > 6 else y
     x = np.float64(y)
     if activation == 2:
         x = _gelu(x)

@@ -4,6 +4,7 @@ int8 follows its written fp32 formula step by step, so that all other implementa
 bit. The names are those of `numba_cpu` and `native`; `ops.py` checks arguments before it calls any of them.
 """
 
+from .convolution import ConvState, int8_conv, pack_conv
 from .matmul import (
     DTYPES,
     ZERO_ROW,
@@ -27,6 +28,7 @@ from .vectors import apply_threshold, column_scores, dequantize, kth_magnitude, 
 __all__ = [
     "DTYPES",
     "ZERO_ROW",
+    "ConvState",
     "Float",
     "Int8Array",
     "Int8State",
@@ -36,9 +38,11 @@ __all__ = [
     "as_output",
     "column_scores",
     "dequantize",
+    "int8_conv",
     "int8_linear",
     "int8_matmul",
     "kth_magnitude",
+    "pack_conv",
     "pack_int8",
     "pack_sparse",
     "quantize",

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-CODES: dict[str | None, int] = {None: 0, "relu": 1, "gelu": 2, "silu": 3, "tanh": 4, "sigmoid": 5}
+CODES: dict[str | None, int] = {None: 0, "relu": 1, "gelu": 2, "silu": 3, "tanh": 4, "sigmoid": 5, "relu6": 6}
 """What the kernels call each activation."""
 
 MAGIC = 6755399441055744.0  # 1.5 * 2^52: adding it leaves the nearest integer in the low bits
@@ -79,7 +79,12 @@ def _sigmoid(x: Double) -> Double:
     return 1.0 / (1.0 + _exp(np.clip(-x, -110.0, 110.0)))
 
 
-_FUNCTIONS = {1: _relu, 2: _gelu, 3: _silu, 4: _tanh, 5: _sigmoid}
+def _relu6(x: Double) -> Double:
+    x = np.where(x < 0, 0.0, x)
+    return np.where(x > 6, 6.0, x)
+
+
+_FUNCTIONS = {1: _relu, 2: _gelu, 3: _silu, 4: _tanh, 5: _sigmoid, 6: _relu6}
 
 
 def activate(y: NDArray[np.float32], activation: int) -> NDArray[np.float32]:

@@ -1,0 +1,36 @@
+// int8_conv for AVX2: see ../int8_linear/micro_avx2.inc.
+#include "../isa.h"
+#include "../thread_pool.h"
+#include "int8_conv.h"
+
+#if PYCOMPRESS_X86
+PYCOMPRESS_BEGIN_AVX2
+namespace pycompress {
+namespace {
+
+// Lanes of the depthwise loop: two int16 multiplied by vpmaddwd.
+using Lanes = __m256i;
+constexpr int lane_count = 8, lane_taps = 2;
+
+inline Lanes lanes_of(std::uint32_t word) { return _mm256_set1_epi32(static_cast<int>(word)); }
+inline Lanes load_lanes(const std::uint32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+inline Lanes dot(Lanes sum, Lanes a, Lanes w) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, w)); }
+inline void store_lanes(std::int32_t* to, Lanes sum) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), sum); }
+
+#include "../int8_linear/micro_avx2.inc"
+//
+#include "../activation.inc"
+//
+#include "../int8_linear/rows.inc"
+//
+#include "quantize.inc"
+//
+#include "loop.inc"
+
+}  // namespace
+
+void int8_conv_avx2(const int8_conv_call& call) { run(call); }
+
+}  // namespace pycompress
+PYCOMPRESS_END
+#endif

@@ -1,0 +1,83 @@
+"""Convolutions of int8, exactly: a row of output pixels at a time, so that the loops run along the rows of images."""
+
+# mypy: disable-error-code="no-untyped-def"
+# (Numba infers the types of the kernels.)
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from .. import reference
+from ..reference import ConvState, Float, Int8Array
+from ..reference.convolution import Pair
+from ..threads import run
+from .activations import activate
+from .compiling import as_input, kernel
+from .matmul import _PART, _quantize_rows
+
+
+def pack_conv(
+    weight: Int8Array,
+    scale: Float,
+    bias: Float | None,
+    input_scale: float | None,
+    stride: Pair,
+    padding: tuple[int, int, int, int],
+    dilation: Pair,
+    groups: int,
+) -> ConvState:
+    """Keep the integers as they are."""
+    state = reference.pack_conv(weight, scale, bias, input_scale, stride, padding, dilation, groups)
+    return replace(state, weight=as_input(state.weight), scale=as_input(state.scale), bias=as_input(state.bias))
+
+
+@kernel
+def _rows(q, image_scales, weight, scales, bias, stride, dilation, group_outputs, activation, y, first, last):
+    outputs, height, width = y.shape[1:]
+    part = np.empty(width, np.int32)
+    total = np.empty(width, np.int64)
+    for item in range(first, last):
+        n, o, r = item // (outputs * height), item // height % outputs, item % height
+        first_channel = o // group_outputs * weight.shape[1]
+        part[:] = 0
+        total[:] = 0
+        products = 0
+        for c in range(weight.shape[1]):
+            for i in range(weight.shape[2]):
+                source = q[n, first_channel + c, r * stride[0] + i * dilation[0]]
+                for j in range(weight.shape[3]):
+                    w = np.int32(weight[o, c, i, j])
+                    values = source[j * dilation[1] :]
+                    if stride[1] == 1:
+                        for k in range(width):
+                            part[k] = np.int32(part[k] + w * np.int32(values[k]))
+                    else:
+                        for k in range(width):
+                            part[k] = np.int32(part[k] + w * np.int32(values[k * stride[1]]))
+                    products += 1
+                    if products == _PART:
+                        total += part
+                        part[:] = 0
+                        products = 0
+        factor = image_scales[n] * scales[o]
+        for k in range(width):
+            y[n, o, r, k] = activate(np.float32(total[k] + part[k]) * factor + bias[o], activation)
+
+
+def int8_conv(x: Float, state: ConvState, height: int, width: int, activation: int, threads: int) -> Float:
+    """``y = float(sum of q_x * q_w) * (s_x[n] * s_w[o]) + bias[o]``; height and width are those of the output."""
+    images = len(x)
+    flat = as_input(x.reshape(images, int(np.prod(x.shape[1:]))))
+    q = np.empty(flat.shape, np.int16)
+    scales = np.empty(images, np.float32)
+    static_scale = np.float32(0 if state.input_scale is None else state.input_scale)
+    run(_quantize_rows, images, 20 + flat.shape[1] / 2, threads, flat, flat.view(np.uint32), static_scale, q, scales)
+    padded = as_input(np.ascontiguousarray(state.pad(q.reshape(x.shape))))
+    outputs = state.weight.shape[0]
+    y = np.empty((images, outputs, height, width), np.float32)
+    arguments = (padded, as_input(scales), state.weight, state.scale, state.bias, state.stride, state.dilation)
+    row_ns = 50 + width * state.weight[0].size / 8
+    run(_rows, images * outputs * height, row_ns, threads, *arguments, outputs // state.groups, activation, y)
+    return y
