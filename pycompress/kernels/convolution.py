@@ -120,12 +120,12 @@ class PackedConv:
     @property
     def out_channels(self) -> int:
         """Channels of the output."""
-        return self.weight.shape[0]
+        return int(self.weight.shape[0])
 
     @property
     def in_channels(self) -> int:
         """Channels of the input."""
-        return self.weight.shape[1] * self.groups
+        return int(self.weight.shape[1]) * self.groups
 
     def canonical_weight(self) -> NDArray[np.int8]:
         """Return what files hold: the integers, a copy.
