@@ -26,8 +26,10 @@ DENSE = [
     OURS,
     "torch fp32",
     "torch bf16",
-    "torch int8 fbgemm",
+    "torch int8 x86",
     "torch int8 onednn",
+    "torch qlinear_pointwise",
+    "torch _int_mm",
     "onnxruntime int8",
     "openvino int8",
 ]

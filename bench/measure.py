@@ -14,7 +14,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,11 @@ from pycompress.timing import ratio_interval
 OURS = "pycompress"
 PAUSE_SECONDS = 0.01  # OpenMP workers spin after their call and would slow the next library
 MIN_BLOCK_SECONDS = 1e-3
+LONG_SECONDS = 0.05  # a longer call needs no untimed one before it: it fills the caches by itself
 MIN_SAMPLES = 6  # the fewest that give an interval of 95 %
 MAX_COPIES = 64
+TIERS = ("L2", "L3", "DRAM")
+_tier = "L3"
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,42 @@ class Effort:
 QUICK, FULL = Effort(9, 4.0), Effort(25, 20.0)
 
 
-def rotated_bytes() -> int:
-    """Memory that weights of the L3 tier rotate through: 32 MB, or half of the L3 cache that the system reports."""
+def l3_bytes() -> int:
+    """Size of the L3 cache that the system reports; 64 MB where it reports none."""
     try:
         size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip()
     except OSError:
-        return 32_000_000
-    return min(32_000_000, int(size.rstrip("K")) * 1024 // 2) if size.endswith("K") else 32_000_000
+        return 64_000_000
+    return int(size.rstrip("K")) * 1024 if size.endswith("K") else 64_000_000
+
+
+@contextlib.contextmanager
+def memory(tier: str) -> Iterator[None]:
+    """Let contestants that are made here have as many copies of their weights as fill a tier, one of TIERS."""
+    global _tier
+    before, _tier = _tier, tier
+    try:
+        yield
+    finally:
+        _tier = before
+
+
+def rotated_bytes() -> int:
+    """Memory that the weights of a contestant rotate through.
+
+    L2: one copy of the weights. L3: 32 MB, or half of the L3 cache that the system reports. DRAM: 1.5 times that cache,
+    at least 300 MB where a 32nd of the free memory is as much: a virtual machine may report less cache than there is.
+    """
+    if _tier == "L2":
+        return 1
+    if _tier == "L3":
+        return min(32_000_000, l3_bytes() // 2)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(3 * l3_bytes() // 2, min(300_000_000, free // 32))
 
 
 def copies(nbytes: int) -> int:
-    """How many copies of a weight fill the L3 tier: a layer of a real model does not find its weights in L2."""
+    """How many copies of a weight fill the tier: a layer of a real model does not find its weights in L2."""
     return max(1, min(MAX_COPIES, math.ceil(rotated_bytes() / max(nbytes, 1))))
 
 
@@ -105,9 +133,10 @@ class Times:
         """Whether too few turns were clean, so that the ratio includes waiting for other processes."""
         return int((self.clean[numerator] & self.clean[denominator]).sum()) < MIN_SAMPLES
 
-    def best_peer(self) -> str:
-        """Name of the fastest contestant that is not ours."""
-        return min((name for name in self.seconds if not name.startswith(OURS)), key=self.median)
+    def best_peer(self, eligible: Iterable[str] | None = None) -> str:
+        """Name of the fastest of the eligible contestants, by default of those that are not ours."""
+        names = [name for name in self.seconds if not name.startswith(OURS)] if eligible is None else eligible
+        return min(names, key=self.median)
 
 
 class _Probe:
@@ -151,10 +180,14 @@ def _block(call: Callable[[], object], repeats: int) -> float:
     return time.perf_counter() - start
 
 
-def _repeats(call: Callable[[], object]) -> int:
-    call()
-    seconds = min(_block(call, 1), _block(call, 1))
+def _repeats(seconds: float) -> int:
     return min(10_000, math.ceil(MIN_BLOCK_SECONDS / max(seconds, 1e-7)))
+
+
+def rough_seconds(call: Callable[[], object]) -> float:
+    """Seconds of a call, the best of three if short: enough to tell which peer is likely to be the one to beat."""
+    seconds = _block(call, 1)
+    return seconds if seconds > LONG_SECONDS else min(seconds, _block(call, 1), _block(call, 1))
 
 
 def interleaved(contestants: Mapping[str, Callable[[], object]], effort: Effort) -> Times:
@@ -172,7 +205,9 @@ def interleaved(contestants: Mapping[str, Callable[[], object]], effort: Effort)
     -------
     Times
     """
-    turns = [(name, call, _repeats(call)) for name, call in contestants.items()]
+    rough = {name: rough_seconds(call) for name, call in contestants.items()}
+    long = {name for name, each in rough.items() if each > LONG_SECONDS}
+    turns = [(name, call, _repeats(rough[name])) for name, call in contestants.items()]
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     clean: dict[str, list[bool]] = {name: [] for name in contestants}
     probe = _Probe()
@@ -183,7 +218,8 @@ def interleaved(contestants: Mapping[str, Callable[[], object]], effort: Effort)
             if name.split()[0] != library:
                 library = name.split()[0]
                 time.sleep(PAUSE_SECONDS)
-            call()
+            if name not in long:
+                call()
             probe.start()
             seconds[name].append(_block(call, repeats) / repeats)
             clean[name].append(probe.clean())

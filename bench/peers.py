@@ -1,24 +1,33 @@
-"""Compare this package with its peers on the machine at hand: python bench/peers.py --quick
+"""Compare this package with its peers on the machine at hand: python bench/peers.py --op int8_linear --quick
 
 Every row of the table is one problem: what we take, what each peer takes (medians in microseconds), and the paired
-ratio to beat with its 95 % interval: torch fp32 / ours for linear layers, torch.kthvalue / ours for scoring, where the
-goal is 10. Exit code 1: some ratio is below its goal. Exit code 2: wrong arguments, or a contestant failed.
+ratio to beat with its 95 % interval: baseline / ours. The baseline of the int8 and int4 operations is the fastest
+eligible peer of that very row (the one with the lowest median; float peers stand in the table but are not eligible), of
+sparse layers torch fp32, of scoring torch.kthvalue, where the goal is 10. limit_share is what the limits measured in
+the same run would allow (multiplications, or bytes read from where the weights lie), over what we take. Exit code 1:
+some ratio is below its goal. Exit code 2: wrong arguments, or a contestant failed.
 
-Each number of threads is measured in a process of its own. Peers that are not installed are left out.
+Each number of threads is measured in a process of its own. Peers that are not installed are left out. With --level the
+peers are limited too, in that process, as far as their libraries can be: ONNX Runtime and OpenVINO cannot, so that
+their times are shown and the ratio is over the others where the CPU has more than the level. A peer that fails or gives
+a wrong answer is named on stderr and left out of that row.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import linears
 import measure
+import torch
 import vectors
+from contestants import Point
 from measure import OURS
 from rich.console import Console
 from rich.table import Table
@@ -26,92 +35,127 @@ from rich.table import Table
 from pycompress import kernels
 from pycompress.progress import track
 
-BASELINE = {"int8_linear": "torch fp32", "sparse_linear": "torch fp32", "scoring": "torch kthvalue"}
 GOAL = {"int8_linear": 1.0, "sparse_linear": 1.0, "scoring": 10.0}
 ALIASES = {"kth_magnitude": "scoring"}
+
+# level: oneDNN, FBGEMM, MKL, ATen. Each library reads its own variable, and the first alone limits neither of the next.
+LIMITS = {
+    "scalar": ("SSE41", "AVX2", "SSE4_2", "default"),
+    "avx2": ("AVX2", "AVX2", "AVX2", "avx2"),
+    "avxvnni": ("AVX2_VNNI", "AVX2", "AVX2", "avx2"),
+    "avx512": ("AVX512_CORE", "AVX512", "AVX512", "avx512"),
+    "avx512vnni": ("AVX512_CORE_VNNI", "AVX512_VNNI", "AVX512_E1", "avx512"),
+    "avx512icl": ("AVX512_CORE_VNNI", "AVX512_VNNI", "AVX512_E1", "avx512"),
+    "amx": ("AVX512_CORE_AMX", "AVX512_VNNI", "AVX512_E4", "avx512"),
+}
+VARIABLES = ("ONEDNN_MAX_CPU_ISA", "FBGEMM_ENABLE_INSTRUCTIONS", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY")
+UNLIMITED = ("onnxruntime", "openvino")  # OpenVINO obeys in part: static layers do, dynamic ones do not, or fail
 
 Shape = tuple[int, int]
 Row = dict[str, Any]
 
 
-def _linear_rows(op: str, shapes: list[Shape], rows: list[int], threads: int, effort: measure.Effort) -> list[Row]:
-    found = []
-    for shape in track(shapes, f"{op}, {threads} thread{'s' * (threads > 1)}"):
-        problem = linears.problem(op, shape, threads, threads)
-        for count in rows:
-            row = _row(op, problem.calls(count), effort)
-            level = problem.level.rpartition("/")[2]
-            found.append(row | {"shape": list(shape), "rows": count, "level": level, "format": problem.format})
-    return found
+def _scoring_points(threads: int) -> Iterator[Callable[[], Point]]:
+    def point() -> Point:
+        problem = vectors.kth_magnitude()
+        level = kernels.isa_name() if kernels.backend_name() == "native" else kernels.backend_name()
+        return Point(list(problem.shape), None, level, "kth_magnitude", problem.calls, ("torch kthvalue",))
+
+    yield point
 
 
-def _scoring_rows(threads: int, effort: measure.Effort) -> list[Row]:
-    problem = vectors.kth_magnitude()
-    level = kernels.isa_name() if kernels.backend_name() == "native" else kernels.backend_name()
-    with track(1, f"scoring, {threads} thread{'s' * (threads > 1)}"):
-        row = _row("scoring", problem.calls, effort)
-    # 100 MB, read once: more than most L3 caches hold
-    about = {"shape": list(problem.shape), "rows": None, "level": level, "format": "kth_magnitude", "tier": "DRAM"}
-    return [row | about]
+def _points(op: str, arguments: argparse.Namespace, threads: int) -> list[Callable[[], Point]]:
+    if op == "scoring":
+        return list(_scoring_points(threads))
+    name = "int8_linear static" if arguments.static and op == "int8_linear" else op
+    smallest = measure.rotated_bytes() / measure.MAX_COPIES
+    fitting = [shape for shape in arguments.shapes if shape[0] * shape[1] >= smallest or arguments.tier != "DRAM"]
+    for out, inputs in sorted(set(arguments.shapes) - set(fitting)):
+        print(f"peers.py: {out}x{inputs} is too small for the DRAM tier and left out", file=sys.stderr)
+    return list(linears.points(name, fitting, arguments.rows, threads))
 
 
-def _row(op: str, calls: dict[str, Callable[[], object]], effort: measure.Effort) -> Row:
-    times = measure.interleaved(calls, effort)
-    ratio, low, high = times.ratio(BASELINE[op], OURS)
+def _row(op: str, point: Point, effort: measure.Effort, limited: bool) -> Row:
+    eligible = [name for name in point.eligible if not (limited and name.startswith(UNLIMITED))]
+    likely = min(eligible, key=lambda name: measure.rough_seconds(point.calls[name]))
+    times = measure.interleaved({name: point.calls[name] for name in (OURS, likely)} | dict(point.calls), effort)
+    baseline = times.best_peer(eligible)
+    ratio, low, high = times.ratio(baseline, OURS)
     return {
         "op": op,
-        "disturbed": times.disturbed(BASELINE[op], OURS),
-        "tier": "L3",
+        "shape": point.shape,
+        "rows": point.rows,
+        "level": point.level,
+        "format": point.format,
         "ours_us": times.median(OURS) * 1e6,
-        "peers_us": {name: times.median(name) * 1e6 for name in calls if name != OURS},
+        "peers_us": {name: times.median(name) * 1e6 for name in point.calls if name != OURS},
         "ratio": ratio,
         "ratio_low": low,
         "ratio_high": high,
         "limit_share": None,
+        "baseline": baseline,
+        "disturbed": times.disturbed(baseline, OURS),
     }
 
 
-def measured(
-    op: str, shapes: list[tuple[int, int]], rows: list[int], threads: int, effort: measure.Effort
-) -> list[Row]:
+def measured(op: str, threads: int, arguments: argparse.Namespace) -> list[Row]:
     """Measure one operation with one number of threads in this process.
 
     Parameters
     ----------
-    op : "int8_linear", "sparse_linear" or "scoring"
-    shapes, rows : lists
-        Of the linear layers.
+    op : one of GOAL
     threads : int
-    effort : Effort
+    arguments : Namespace
+        Those of the command line.
 
     Returns
     -------
     list of dict
     """
-    keys = ("op", "shape", "rows", "threads", "tier", "level", "format", "ours_us", "peers_us")
-    with measure.threads(threads):
-        found = _scoring_rows(threads, effort) if op == "scoring" else _linear_rows(op, shapes, rows, threads, effort)
-    complete = [row | {"threads": threads} for row in found]
-    disturbed = sum(row["disturbed"] for row in complete)
+    keys = ("op", "shape", "rows", "threads", "tier", "level", "format", "ours_us", "peers_us", "ratio", "ratio_low")
+    effort = measure.QUICK if arguments.quick else measure.FULL
+    limited = arguments.level in LIMITS and _binds(arguments.level)
+    found = []
+    with measure.threads(threads), measure.memory(arguments.tier):
+        points = _points(op, arguments, threads)
+        for make in track(points, f"{op}, {threads} thread{'s' * (threads > 1)}"):
+            row = _row(op, make(), effort, limited)
+            # scoring reads 100 MB once: more than most L3 caches hold
+            found.append(row | {"threads": threads, "tier": "DRAM" if op == "scoring" else arguments.tier})
+    disturbed = sum(row["disturbed"] for row in found)
     if disturbed:
         print(
-            f"peers.py: the machine was busy: {disturbed} of {len(complete)} ratios of {op}, threads {threads}, "
+            f"peers.py: the machine was busy: {disturbed} of {len(found)} ratios of {op}, threads {threads}, "
             "include waiting for other processes",
             file=sys.stderr,
         )
-    return [{key: row[key] for key in (*keys, "ratio", "ratio_low", "ratio_high", "limit_share")} for row in complete]
+    return [{key: row[key] for key in (*keys, "ratio_high", "limit_share", "baseline")} for row in found]
+
+
+def _binds(level: str) -> bool:
+    """Whether a level takes something from a peer on this CPU."""
+    return level != "amx" and (not level.startswith(("avx512vnni", "avx512icl")) or torch.cpu._is_amx_tile_supported())
 
 
 def _in_a_process(op: str, threads: int, arguments: argparse.Namespace) -> list[Row]:
     command = [sys.executable, __file__, "--here", "--json", "--op", op, "--threads", str(threads)]
-    command += ["--shapes", *(f"{out}x{inputs}" for out, inputs in arguments.shapes)]
+    command += ["--shapes", *(f"{out}x{inputs}" for out, inputs in arguments.shapes), "--tier", arguments.tier]
     command += ["--rows", *map(str, arguments.rows), *(["--quick"] if arguments.quick else [])]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    command += ["--static"] if arguments.static else []
+    command += ["--level", arguments.level] if arguments.level else []
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | level_environment(arguments))
     if result.returncode != 0:
         print(f"peers.py: measuring {op} with {threads} threads failed, see above", file=sys.stderr)
         sys.exit(2)
     rows: list[Row] = json.loads(result.stdout)
     return rows
+
+
+def level_environment(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the variables that hold ours and the peers at a level."""
+    if arguments.level is None:
+        return {}
+    return dict(zip(VARIABLES, LIMITS[arguments.level], strict=True)) | {"PYCOMPRESS_ISA": arguments.level}
 
 
 def _verdict(row: Row) -> str:
@@ -132,11 +176,11 @@ def table(rows: list[Row]) -> Table:
     -------
     rich.table.Table
     """
-    op = rows[0]["op"]
+    first = rows[0]
     peers = list(dict.fromkeys(name for row in rows for name in row["peers_us"]))
-    title = f"{op}, {rows[0]['format']}, level {rows[0]['level']}, tier {rows[0]['tier']}, medians in us"
+    title = f"{first['op']}, {first['format']}, level {first['level']}, tier {first['tier']}, medians in us"
     result = Table(title=title, title_justify="left")
-    for heading in ("shape", "rows", "threads", OURS, *peers, f"{BASELINE[op]} / ours", "verdict"):
+    for heading in ("shape", "rows", "threads", OURS, *peers, "ratio", "over", "of the limit", "verdict"):
         result.add_column(heading, justify="right")
     for row in rows:
         times = [f"{row['peers_us'][name]:.0f}" if name in row["peers_us"] else "" for name in peers]
@@ -147,6 +191,8 @@ def table(rows: list[Row]) -> Table:
             f"{row['ours_us']:.0f}",
             *times,
             f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})",
+            row["baseline"],
+            "" if row["limit_share"] is None else f"{row['limit_share']:.0%}",
             _verdict(row),
         )
     return result
@@ -161,12 +207,19 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/peers.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--op", default="all", choices=[*GOAL, *ALIASES, "all"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
-    parser.add_argument("--shapes", nargs="+", type=_shape, default=linears.SHAPES, metavar="OUTxIN")
-    parser.add_argument("--rows", nargs="+", type=int, default=linears.ROWS, metavar="N")
-    parser.add_argument("--quick", action="store_true", help="fewer samples: minutes instead of a quarter of an hour")
+    parser.add_argument("--shapes", nargs="+", type=_shape, metavar="OUTxIN")
+    parser.add_argument("--rows", nargs="+", type=int, metavar="N")
+    parser.add_argument("--tier", choices=measure.TIERS, default="L3", help="where layers find their weights")
+    parser.add_argument(
+        "--level", choices=sorted(set(LIMITS) & set(kernels.isa_levels())), help="of ours and the peers"
+    )
+    parser.add_argument("--static", action="store_true", help="int8_linear with fixed scales of the activations")
+    parser.add_argument("--quick", action="store_true", help="corners, few samples: at most 3 minutes an operation")
     parser.add_argument("--json", action="store_true", help="a list of rows on stdout, times in microseconds")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # one number of threads, in this process
     arguments = parser.parse_args()
+    corners = linears.CORNERS if arguments.quick else (linears.SHAPES, linears.ROWS)
+    arguments.shapes, arguments.rows = arguments.shapes or corners[0], arguments.rows or corners[1]
     if min(*arguments.threads, *arguments.rows, *(size for shape in arguments.shapes for size in shape), 1) < 1:
         parser.error("--threads, --rows and --shapes must be positive")
     return arguments
@@ -176,14 +229,9 @@ def main() -> int:
     """Measure, print, and return the exit code."""
     arguments = _arguments()
     op = ALIASES.get(arguments.op, arguments.op)
-    rows: list[Row] = []
-    for name in GOAL if op == "all" else [op]:
-        for threads in arguments.threads:
-            if arguments.here:
-                effort = measure.QUICK if arguments.quick else measure.FULL
-                rows += measured(name, arguments.shapes, arguments.rows, threads, effort)
-            else:
-                rows += _in_a_process(name, threads, arguments)
+    run = measured if arguments.here else _in_a_process
+    names = GOAL if op == "all" else [op]
+    rows = [row for name in names for threads in arguments.threads for row in run(name, threads, arguments)]
     if arguments.json:
         print(json.dumps(rows))
     if arguments.here:
