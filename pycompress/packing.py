@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from . import masks
 from .formats import Format, Int8, Sparse
+from .fusing import seen_together, sequential_pairs, traced_pairs
 from .layers import LayerDecision, PackedLinear, decisions, set_decision
 from .linears import Shared, candidates, find, grid_records, joined, obstacle, replaced
 from .progress import track
-from .recording import Seen, record, relu_pairs, run
+from .recording import Seen, record, run
 from .selection import listed
 from .timing import Clock, compare
 
@@ -34,9 +35,11 @@ def pack(
 
     Every nn.Linear that ``example_inputs`` reach is timed against packed candidates on the very inputs that it gets in
     that forward pass, in turns with them (see :func:`pycompress.timing.compare`). It is replaced by the candidate with
-    the largest lower end of the 95 % interval of the speedup dense / packed, if that is above 1. An ``nn.ReLU`` that
-    follows in an ``nn.Sequential`` is fused, timed with it, and replaced by an ``nn.Identity``, so that no name
-    changes. :func:`explain` lists every decision and why; copies and pickles of the model keep them.
+    the largest lower end of the 95 % interval of the speedup dense / packed, if that is above 1. An activation module
+    (nn.ReLU, nn.GELU without approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that alone takes the layer's output, in an
+    nn.Sequential or in the graph that torch.fx makes of the model, is fused, timed with it, and replaced by an
+    nn.Identity, so that no name changes. :func:`explain` lists every decision and why; copies and pickles of the model
+    keep them.
 
     Without a ``format`` a candidate keeps the layer's numbers as ``quantize_`` and ``prune_`` left them: Int8 with
     exactly the recorded integers and input scale where the weight still lies on its Int8 grid, and Sparse where less
@@ -82,8 +85,11 @@ def pack(
     twin = masks.finalize_(copy.deepcopy(model)).eval().requires_grad_(False)
     layers = find(twin)
     obstacles = {layer: obstacle(layer) for layer in layers.values()}
-    seen, calls = record(twin, example_inputs, [layer for layer, fault in obstacles.items() if not fault])
-    pairs = relu_pairs(twin, seen, calls)
+    traced = traced_pairs(twin, example_inputs)
+    followers = {layer: pair.module for layer, pair in traced.items()}
+    free = [layer for layer, fault in obstacles.items() if not fault]
+    seen, calls = record(twin, example_inputs, free, followers)
+    pairs = seen_together(traced, seen, calls) | sequential_pairs(twin, seen, calls)
     records, shared = grid_records(layers.values()), Shared()
     substitutes: dict[nn.Module, nn.Module] = {}
     for name, layer in track(layers.items(), "packing"):
@@ -92,14 +98,14 @@ def pack(
         modules: list[PackedLinear] = []
         if not note:
             weights, note = candidates(layer, format, records, shared)
-            modules = [PackedLinear(weight, None if pair is None else "relu").eval() for weight in weights]
-        kind = type(layer).__name__ + ("" if pair is None else "+ReLU")
+            modules = [PackedLinear(weight, None if pair is None else pair.name).eval() for weight in weights]
+        kind = type(layer).__name__ + ("" if pair is None else f"+{type(pair.module).__name__}")
         decision = LayerDecision(name, kind, rows=_rows(entry.inputs), reason=note)
         chosen: PackedLinear | None = None
         if modules and force:
             chosen, decision = modules[0], replace(decision, reason=joined("forced, not measured", note))
         elif modules:
-            dense: list[nn.Module] = [layer] if pair is None else [layer, pair.relu]
+            dense: list[nn.Module] = [layer] if pair is None else [layer, pair.module]
             chosen, decision = _fastest(dense, modules, entry.inputs, decision, _clock)
         if chosen is None:
             set_decision(layer, decision)
@@ -107,7 +113,7 @@ def pack(
         _accept(chosen, decision)
         substitutes[layer] = chosen
         if pair is not None:
-            pair.sequential._modules[pair.key] = nn.Identity().eval()
+            pair.fuse()
     result = replaced(twin, substitutes)
     try:
         run(result, example_inputs)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .activations import activation_of
 from .calls import described, forward
 
 _KEPT_CALLS = 16
-_FORWARD = nn.Sequential.forward
 
 
 @dataclass
@@ -28,15 +28,21 @@ class Seen:
     calls : int
     obstacle : str
         Why a module without parameters cannot stand in for it, or "".
+    followed : int
+        Calls of its follower with the layer's last output itself.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
     calls: int = 0
     obstacle: str = ""
+    followed: int = 0
 
 
 def record(
-    model: nn.Module, example_inputs: Any, layers: Iterable[nn.Linear]
+    model: nn.Module,
+    example_inputs: Any,
+    layers: Iterable[nn.Linear],
+    followers: Mapping[nn.Linear, nn.Module] | None = None,
 ) -> tuple[dict[nn.Linear, Seen], Counter[nn.Module]]:
     """Run a model and note what its layers see. The model is as before afterwards; the inputs are copied first.
 
@@ -49,10 +55,12 @@ def record(
     example_inputs : tensor, array, or tuple or dict of them
     layers : iterable of nn.Linear
         Layers of the model without an :func:`obstacle`.
+    followers : mapping, optional
+        Activation modules that seem to take the outputs of layers, each that of one.
 
     Returns
     -------
-    (dict of nn.Linear to Seen, Counter of the calls of each Sequential and each ReLU in one)
+    (dict of nn.Linear to Seen, Counter of the calls of each Sequential, each activation in one and each follower)
 
     Raises
     ------
@@ -74,8 +82,14 @@ def record(
     calls: Counter[nn.Module] = Counter()
     # Hooks on other modules would switch off torch's fast paths, and the model would take another way than later.
     sequentials = [module for module in model.modules() if isinstance(module, nn.Sequential)]
-    relus = {child for module in sequentials for child in module.children() if isinstance(child, nn.ReLU)}
-    handles = [module.register_forward_pre_hook(lambda m, _: calls.update([m])) for module in [*sequentials, *relus]]
+    followers = {layer: module for layer, module in (followers or {}).items() if layer in seen}
+    inside = {child for module in sequentials for child in module.children() if activation_of(child)}
+    counted = [*sequentials, *(inside | set(followers.values()))]
+    handles = [module.register_forward_pre_hook(lambda m, _: calls.update([m])) for module in counted]
+    latest: dict[nn.Linear, Any] = {}
+    for layer, module in followers.items():
+        handles.append(layer.register_forward_hook(lambda m, _, output: latest.update({m: output})))
+        handles.append(module.register_forward_pre_hook(partial(_follow, seen[layer], layer, latest)))
     try:
         for layer, cls in classes.items():
             layer.__class__ = probes[cls]
@@ -86,6 +100,11 @@ def record(
         for handle in handles:
             handle.remove()
     return seen, calls
+
+
+def _follow(entry: Seen, layer: nn.Linear, latest: dict[nn.Linear, Any], follower: nn.Module, args: Any) -> None:
+    output = latest.pop(layer, None)
+    entry.followed += len(args) == 1 and args[0] is output
 
 
 def run(model: nn.Module, example_inputs: Any) -> Any:
@@ -146,49 +165,3 @@ def _probe(base: type[nn.Linear], seen: dict[nn.Linear, Seen]) -> type[nn.Linear
     names = {"forward": note_forward, "weight": note_reading("weight"), "bias": note_reading("bias")}
     probe = type(base.__name__, (base,), names)
     return probe
-
-
-class Pair(NamedTuple):
-    """A Linear's place in a Sequential, right before a ReLU."""
-
-    sequential: nn.Sequential
-    key: str  # of the ReLU
-    relu: nn.ReLU
-
-
-def relu_pairs(model: nn.Module, seen: dict[nn.Linear, Seen], calls: Counter[nn.Module]) -> dict[nn.Linear, Pair]:
-    """Find each recorded Linear whose output nothing sees but a ReLU: both are called by their Sequentials alone.
-
-    Parameters
-    ----------
-    model : nn.Module
-    seen, calls
-        From :func:`record`.
-
-    Returns
-    -------
-    dict of nn.Linear to Pair
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-    >>> relu_pairs(model, *record(model, torch.zeros(5, 2), [model[0]]))[model[0]].key
-    '1'
-    """
-    places = Counter(child for module in model.modules() for child in module._modules.values())
-    sequentials = [m for m in model.modules() if isinstance(m, nn.Sequential) and type(m).forward is _FORWARD]
-    expected: Counter[nn.Module | None] = Counter()
-    for sequential in sequentials:
-        for child in sequential._modules.values():
-            expected[child] += calls[sequential]
-    pairs = {}
-    for sequential in sequentials:
-        children = list(sequential._modules.items())
-        for (_, layer), (key, relu) in itertools.pairwise(children):
-            if not isinstance(layer, nn.Linear) or not isinstance(relu, nn.ReLU):
-                continue
-            plain = type(relu) is nn.ReLU and not relu._forward_hooks and not relu._forward_pre_hooks
-            alone = layer in seen and places[layer] == 1 and seen[layer].calls == expected[layer]
-            if plain and alone and calls[relu] == expected[relu]:
-                pairs[layer] = Pair(sequential, key, relu)
-    return pairs

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..activations import activation_of
 from ..layers import PackedLinear
 from . import coding
 from .container import ArtifactError
@@ -68,6 +69,9 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
     expected = set(filled)
     stored = set(contents.tensors)
     faults = [f"{path}, which is no layer of the model" for path in layers if path not in modules]
+    for path, layer in layers.items():
+        if layer.fused and path in modules and not _can_be_fused(path, modules[path]):
+            faults.append(f"{path}, an activation in the file and {type(modules[path]).__name__} in the model")
     sizes = []
     for path, module in modules.items():
         if path in packed or isinstance(module, PackedLinear):
@@ -90,6 +94,10 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
         told = [f"{what}: {', '.join(map(_shown, names))}" for what, names in report.items() if names]
         raise ArtifactError(f"the file must fit the model, but there are {'; '.join(told)}")
     return Fit(modules, filled, sizes)
+
+
+def _can_be_fused(path: str, module: nn.Module) -> bool:
+    return bool(path) and (activation_of(module) is not None or type(module) is nn.Identity)
 
 
 def _shown(name: str) -> str:

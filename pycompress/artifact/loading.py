@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import grids, kernels, masks
+from ..activations import activation_of, fused_identity
 from ..grids import GridRecord
 from ..layers import PackedLinear, decisions, set_decision
 from . import coding
@@ -159,6 +160,9 @@ def _apply(model: nn.Module, fit: Fit, contents: Contents, decoded: _Decoded) ->
         else:
             result = substitute
     for path, record in contents.metadata.layers.items():
+        if record.fused:
+            parent, _, key = path.rpartition(".")
+            fit.modules[parent]._modules[key] = fused_identity()
         if record.decision is not None:
             module = fit.modules[path]
             set_decision(put[id(module)] if path in decoded.packed else module, record.decision)
@@ -181,10 +185,10 @@ def _fill(group: list[Place], tensor: Tensor, keep: bool) -> None:
 
 
 def _replace(parent: nn.Module, key: str, layer: PackedLinear) -> None:
-    """Put a packed layer into its parent; the ReLU behind it in a Sequential, which it computes, becomes Identity."""
+    """Put a packed layer into its parent; the activation behind it in a Sequential that it computes goes."""
     parent._modules[key] = layer
-    if type(parent).forward is nn.Sequential.forward and layer.activation == "relu":
+    if type(parent).forward is nn.Sequential.forward and layer.activation is not None:
         keys = list(parent._modules)
         behind = keys[keys.index(key) + 1 :][:1]
-        if behind and type(parent._modules[behind[0]]) is nn.ReLU:
+        if behind and activation_of(parent._modules[behind[0]]) == layer.activation:
             parent._modules[behind[0]] = nn.Identity()

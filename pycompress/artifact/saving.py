@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .. import grids, masks
+from ..activations import is_fused
 from ..formats import Int8
 from ..layers import PackedLinear, decisions
 from . import coding
@@ -146,7 +147,7 @@ def _collect(model: nn.Module) -> tuple[dict[str, Tensor], Metadata]:
             packed, input_scale = PackedRecord(module.packed.format, module.activation), module.packed.input_scale
         else:
             packed, input_scale = None, _input_scale(metadata, path, module)
-        record = LayerRecord(packed, found.get(path), groups_of(module), input_scale)
+        record = LayerRecord(packed, found.get(path), groups_of(module), input_scale, is_fused(module))
         if record != LayerRecord():
             metadata.layers[path] = record
     return stored, metadata

@@ -60,12 +60,15 @@ class LayerRecord:
         Groups of a convolution: its shapes do not tell them.
     input_scale : float or None
         Fixed scale of the int8 inputs of a packed layer, or of one that lies on a grid of Int8.
+    fused : bool
+        Whether it is an activation that the packed layer in front of it computes.
     """
 
     packed: PackedRecord | None = None
     decision: LayerDecision | None = None
     groups: int = 1
     input_scale: float | None = None
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,15 +184,19 @@ def _layer(value: object, name: str, where: str) -> LayerRecord:
     if type(groups) is not int or not 1 <= groups < 2**31:
         raise ArtifactError(f"{where}.groups must be a positive integer, got {groups!r:.99}")
     input_scale = _scale(record["input_scale"], f"{where}.input_scale") if "input_scale" in record else None
-    return LayerRecord(packed, decision, groups, input_scale)
+    fused = record.get("fused", False)
+    if not isinstance(fused, bool):
+        raise ArtifactError(f"{where}.fused must be true or false, got {fused!r:.99}")
+    return LayerRecord(packed, decision, groups, input_scale, fused)
 
 
 def _packed(value: object, where: str) -> PackedRecord:
     record = _object(value, where, {f.name for f in fields(PackedRecord)}, {"format"})
-    if record.get("activation", "relu") != "relu":
-        raise ArtifactError(f"{where}.activation must be 'relu', got {record['activation']!r:.99}")
+    names, activation = get_args(Activation), record.get("activation")
+    if "activation" in record and activation not in names:
+        raise ArtifactError(f"{where}.activation must be one of {names}, got {activation!r:.99}")
     format = cast(Format, _format(record["format"], f"{where}.format", get_args(Format)))
-    return PackedRecord(format, "relu" if "activation" in record else None)
+    return PackedRecord(format, activation)
 
 
 def _decision(value: object, name: str, where: str) -> LayerDecision:

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..activations import MODULES, activated
 from ..data import Tree, forward
+from ..kernels.ops import Activation
 from .predictions import evaluating
 
 
@@ -60,8 +62,8 @@ def layer_errors(original: nn.Module, compressed: nn.Module, inputs: Tree) -> Fi
     """Run both models on the same inputs and compare the outputs of layers of the same name.
 
     Layers are the modules that hold weights of their own. An error includes that of all layers before. Where the
-    compressed layer applies an activation itself (its attribute ``activation`` is ``"relu"``), the original's output is
-    compared after that activation. Of several outputs the first tensor is compared.
+    compressed layer applies an activation itself (its attribute ``activation`` is ``"relu"``, say), the original's
+    output is compared after that activation. Of several outputs the first tensor is compared.
 
     Parameters
     ----------
@@ -107,8 +109,9 @@ def layer_errors(original: nn.Module, compressed: nn.Module, inputs: Tree) -> Fi
         elif before.shape != after.shape:
             reasons[name] = f"output {tuple(before.shape)} became {tuple(after.shape)}"
         else:
-            if _fused_relu(others[name]) and not _fused_relu(layers[name]):
-                before = before.relu()
+            fused = _fused(others[name])
+            if fused is not None and _fused(layers[name]) is None:
+                before = activated(before, fused)
             error, size = sums.get(name, (0.0, 0.0))
             before, after = before.double(), after.double()
             sums[name] = error + float((after - before).square().sum()), size + float(before.square().sum())
@@ -150,8 +153,9 @@ def _first_tensor(output: Any) -> Tensor | None:
     return output if isinstance(output, Tensor) else None
 
 
-def _fused_relu(layer: nn.Module) -> bool:
-    return getattr(layer, "activation", None) == "relu"
+def _fused(layer: nn.Module) -> Activation | None:
+    name = getattr(layer, "activation", None)
+    return name if isinstance(name, str) and name in MODULES else None
 
 
 def _relative(error: float, size: float) -> float:
