@@ -63,7 +63,9 @@ def large_problem(name, implementation):
         return {"tensors": [x, x[:7] * 2, np.zeros(5, np.float32)], "k": 555_555}
     if name == "apply_threshold":
         return {"array": x, "threshold": 0.7}
-    return {"weight": x, "per": "column"}
+    if name in ("l1_scores", "l2_scores"):
+        return {"weight": x, "per": "column"}
+    return cases.OPERATIONS[name].make(rng, 301 // small, 600 // small, 515 // small)
 
 
 def result_bits(name, problem):

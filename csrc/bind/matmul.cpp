@@ -46,7 +46,7 @@ void run_int8(const Kernel<int8_linear_call>& kernel, const int8_linear_call& al
     per_row += static_cast<double>(all.weights[i]->out_features) * static_cast<double>(all.weights[i]->in_features);
   }
   const std::size_t in = all.weights[0]->in_features, out = all.weights[all.layers - 1]->out_features;
-  const std::size_t out_bytes = out * (all.output == Output::f32 ? 4 : all.output == Output::bf16 ? 2 : 1);
+  const std::size_t out_bytes = out * output_bytes(all.output);
   in_chunks(all.rows, per_row, kernel.isa, all.threads, [&](std::size_t first, std::size_t rows) {
     int8_linear_call call = all;
     call.rows = rows;

@@ -1,9 +1,9 @@
 // int8_linear: y = activation(float(q_x . q_w) * (s_x * s_w) + bias), and the exact integer product.
 //
 // Formula, all in fp32, each operation rounded once, ties to even. Per row of x: m = max|x|; q = clamp(rint(x * (127/m)),
-// -127, 127); y = float(sum) * ((m/127) * s_w[o]) + bias[o] (+ residual); then the activation. A row with m < 2^-100 counts as zeros.
-// With a static input scale s: q = clamp(rint(x * (1/s)), -127, 127), and s in the place of m/127. A row that holds NaN
-// or infinity gives NaN. The integer mode takes q itself, any int8, and gives the sums.
+// -127, 127); y = float(sum) * ((m/127) * s_w[o]) + bias[o] (+ residual); then the activation. A row with m < 2^-100
+// counts as zeros. With a static input scale s: q = clamp(rint(x * (1/s)), -127, 127), and s in the place of m/127. A row
+// that holds NaN or infinity gives NaN. The integer mode takes q itself, any int8, and gives the sums.
 //
 // Layout of the weight, one for all levels: panels of 32 outputs, each one sequential stream
 //   [panel][in/64][2 tiles][16 groups of 4 inputs][16 outputs x 4 inputs],
@@ -39,6 +39,8 @@ struct int8_weight {
 };
 
 enum class Output : int { f32, bf16, i8 };
+
+constexpr std::size_t output_bytes(Output type) { return type == Output::f32 ? 4 : type == Output::bf16 ? 2 : 1; }
 
 // A chain of one or more layers; the last one has out_features outputs.
 struct int8_linear_call {
