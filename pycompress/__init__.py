@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .formats import Affine as Affine
     from .formats import FixedPoint as FixedPoint
     from .formats import Float32 as Float32
+    from .formats import Int4 as Int4
     from .formats import Int8 as Int8
     from .formats import Sparse as Sparse
     from .masks import finalize_ as finalize_
@@ -48,7 +49,7 @@ _MODULES = ("kernels", "scores")
 _HOME = {
     **dict.fromkeys(("load", "save"), "artifact"),
     "distill_": "distill",
-    **dict.fromkeys(("Affine", "FixedPoint", "Float32", "Int8", "Sparse"), "formats"),
+    **dict.fromkeys(("Affine", "FixedPoint", "Float32", "Int4", "Int8", "Sparse"), "formats"),
     "finalize_": "masks",
     **dict.fromkeys(("explain", "pack", "quantize_dynamic"), "packing"),
     **dict.fromkeys(("Compressed", "compress"), "pipeline"),

@@ -34,6 +34,9 @@ class Int8Chain:
     def __init__(self, states: list[Int8State], activations: list[int]) -> None: ...
     def into(self, x: int, y: int, rows: int, threads: int) -> None: ...
 
+class Int4State(_State):
+    def unpack(self) -> NDArray[np.int8]: ...
+
 class SparseState(_State):
     def unpack(self) -> NDArray[np.float32]: ...
 
@@ -58,6 +61,18 @@ class ConvState:
 
 def levels() -> list[str]: ...
 def kernels() -> dict[str, list[str]]: ...
+def pack_int4(
+    weight: NDArray[np.int8],
+    group: int,
+    scale: NDArray[np.uint16] | None,
+    zero_point: NDArray[np.uint8] | None,
+    multiplier: NDArray[np.uint8] | None,
+    channel_scale: NDArray[np.float32] | None,
+    bias: NDArray[np.float32] | None,
+    int8_activations: bool,
+    input_scale: float | None,
+    isa: str,
+) -> Int4State: ...
 def pack_int8(
     weight: NDArray[np.int8],
     scale: NDArray[np.float32],

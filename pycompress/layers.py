@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels, torch_ops
-from .formats import Format, Int8, decode_nonzeros, encode_nonzeros
+from .formats import Format, Int4, Int8, decode_nonzeros, encode_nonzeros
 from .kernels.ops import Activation, activation_code
 
 
@@ -23,7 +23,7 @@ class LayerDecision:
         Name of the layer in its model.
     kind : str
         Type of the layer it was, such as ``"Linear"`` or ``"Linear+ReLU"``.
-    format : Int8, Sparse or None
+    format : Int8, Int4, Sparse or None
         How the weight is stored; None: the layer stays dense.
     kernel : str or None
         The kernel that runs, such as ``"native/avx2"``; None: torch's own.
@@ -163,7 +163,9 @@ class PackedLinear(PackedLayer):
     -----
     ``state_dict`` holds ``weight`` [out, in] int8 for Int8; for Sparse the ``weight_gaps`` uint8 and ``weight_values``
     (int8 where there is a scale, else float32) of :func:`pycompress.formats.encode_nonzeros`; and, where they exist,
-    ``scale`` [out], ``bias`` [out] and ``input_scale`` [], float32. Loading needs the same keys.
+    ``scale`` [out], ``bias`` [out] and ``input_scale`` [], float32. For Int4 ``weight`` [out, in] int8, ``scale``
+    [out, groups] float16 and, with zero points, ``zero_point`` [out, groups] uint8; or ``scale`` [out] float32 and
+    ``multiplier`` [out, groups] uint8. Loading needs the same keys.
 
     Examples
     --------
@@ -254,7 +256,7 @@ def arrays_like(present: dict[str, Tensor], tensors: dict[str, Any]) -> dict[str
 
 def _canonical_tensors(packed: kernels.PackedWeight) -> dict[str, Tensor]:
     weight = packed.canonical_weight()
-    if isinstance(packed.format, Int8):
+    if isinstance(packed.format, (Int8, Int4)):
         tensors = {"weight": torch.from_numpy(weight)}
     else:
         gaps, values = encode_nonzeros(weight)
@@ -262,7 +264,10 @@ def _canonical_tensors(packed: kernels.PackedWeight) -> dict[str, Tensor]:
     for name in ("scale", "bias", "input_scale"):
         value = getattr(packed, name)
         if value is not None:
-            tensors[name] = torch.tensor(value, dtype=torch.float32)
+            tensors[name] = torch.tensor(value, dtype=None if name == "scale" else torch.float32)
+    for name, side in (("zero_point", packed.zero_point), ("multiplier", packed.multiplier)):
+        if side is not None:
+            tensors[name] = torch.tensor(side)
     return tensors
 
 
@@ -273,7 +278,8 @@ def _repacked(packed: kernels.PackedWeight, tensors: dict[str, Any]) -> kernels.
     else:
         weight = decode_nonzeros(arrays["weight_gaps"], arrays["weight_values"], packed.shape)
     input_scale = float(arrays["input_scale"]) if "input_scale" in arrays else None
-    return kernels.pack(weight, packed.format, arrays.get("bias"), arrays.get("scale"), input_scale)
+    sides = {name: arrays[name] for name in ("zero_point", "multiplier") if name in arrays}
+    return kernels.pack(weight, packed.format, arrays.get("bias"), arrays.get("scale"), input_scale, **sides)
 
 
 _ATTRIBUTE = "_pack_decision"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import grids, kernels
-from .formats import Format, Int8, Sparse
+from .formats import Format, Int4, Int8, Sparse
 from .kernels import PackedWeight
 from .selection import count_bad, listed
 
@@ -120,7 +120,7 @@ def candidates(
     ----------
     layer : nn.Linear
         Without an :func:`obstacle`.
-    format : Int8, Sparse or None
+    format : Int8, Int4, Sparse or None
         None: the formats that keep the layer's numbers, Int8 on its recorded grid and Sparse where it is pruned.
     records : mapping
         From :func:`grid_records`.
@@ -160,12 +160,12 @@ def candidates(
     found = []
     for each in formats:
         scale = input_scale = None
-        if record is not None and on_grid is not None:
+        if record is not None and on_grid is not None and not isinstance(each, Int4):
             scale = record.scale
             input_scale = record.input_scale if static and isinstance(each, Int8) else None
-        key = (id(layer.weight), id(layer.bias), each, on_grid is None, input_scale)
+        key = (id(layer.weight), id(layer.bias), each, scale is None, input_scale)
         if key not in shared:
-            values = weight if on_grid is None else on_grid
+            values = weight if scale is None or on_grid is None else on_grid
             shared[key] = kernels.pack(values, each, bias, scale, input_scale)
         found.append(shared[key])
     return found, note

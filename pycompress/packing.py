@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import masks
-from .formats import Format, Int8, Sparse
+from .formats import Format, Int4, Int8, Sparse
 from .fusing import seen_together, sequential_pairs, traced_pairs
 from .layers import LayerDecision, PackedLinear, decisions, set_decision
 from .linears import Shared, candidates, find, grid_records, joined, obstacle, replaced
@@ -51,8 +51,8 @@ def pack(
         On the CPU, with at least one nn.Linear. It is not changed.
     example_inputs : tensor, array, or tuple or dict of them
         What the model is called with, with the batch size that matters.
-    format : Int8 or Sparse, optional
-        The one format to try on every layer. A weight that lies on no Int8 grid is rounded by Int8.
+    format : Int8, Int4 or Sparse, optional
+        The one format to try on every layer. A weight that lies on no Int8 grid is rounded by Int8; Int4 rounds all.
     force : bool
         Replace without measuring.
 
@@ -77,8 +77,8 @@ def pack(
     >>> [type(layer).__name__ for layer in packed]
     ['PackedLinear', 'Identity', 'PackedLinear']
     """
-    if format is not None and not isinstance(format, (Int8, Sparse)):
-        raise TypeError(f"format must be Int8(), Sparse() or None, got {format!r}")
+    if format is not None and not isinstance(format, (Int8, Int4, Sparse)):
+        raise TypeError(f"format must be Int8(), Int4(), Sparse() or None, got {format!r}")
     if not isinstance(force, bool):
         raise TypeError(f"force must be a bool, got {type(force).__name__}")
     find(model)

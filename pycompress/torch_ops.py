@@ -81,6 +81,7 @@ def to_bytes(packed: kernels.PackedWeight) -> Tensor:
     if not isinstance(packed, kernels.PackedWeight):
         raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
     arrays: dict[str, NDArray[Any] | None] = {"bias": packed.bias, "scale": packed.scale}
+    arrays |= {"zero_point": packed.zero_point, "multiplier": packed.multiplier}
     weight = packed.canonical_weight()
     if isinstance(packed.format, formats.Sparse):
         arrays["gaps"], arrays["values"] = encode_nonzeros(weight)
@@ -159,9 +160,10 @@ def _decode(data: memoryview, expected: tuple[int, int] | None) -> kernels.Packe
     else:
         weight = arrays.pop("weight")
     bias, scale = arrays.pop("bias", None), arrays.pop("scale", None)
+    sides = {name: arrays.pop(name, None) for name in ("zero_point", "multiplier")}
     if arrays or weight.shape != shape or (weight.dtype == np.int8 and (weight == -128).any()):
-        raise ValueError(f"weight must be {shape} with integers from -127 to 127, beside bias and scale")
-    return kernels.pack(weight, format, bias, scale, header["input_scale"])
+        raise ValueError(f"weight must be {shape} with integers from -127 to 127, beside bias and scales")
+    return kernels.pack(weight, format, bias, scale, header["input_scale"], **sides)
 
 
 def _shape(value: Any, ndim: int | None = None) -> tuple[Any, ...]:

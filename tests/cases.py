@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import cases_convolution
+import cases_int4
 import numpy as np
 from scipy.special import expit, ndtr
 
@@ -186,11 +187,12 @@ def _sparse_linear(rng: np.random.Generator, rows: int, inputs: int, outputs: in
     }
 
 
-def _run_linear(problem: dict[str, Any]) -> Any:
+def run_linear(problem: dict[str, Any]) -> Any:
     arguments = dict(problem)
     x, activation = arguments.pop("x"), arguments.pop("activation")
     outputs = {key: arguments.pop(key) for key in ("residual", "output_scale") if key in arguments}
-    packed = kernels.pack(format=Int8() if "scale" in problem else Sparse(), **arguments)
+    default = Int8() if "scale" in problem else Sparse()
+    packed = kernels.pack(format=arguments.pop("format", default), **arguments)
     return kernels.linear(x, packed, activation, **outputs)
 
 
@@ -202,7 +204,7 @@ def _by_reference(run: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, A
     return truth
 
 
-def _sparse_truth(problem: dict[str, Any]) -> np.ndarray:
+def float_truth(problem: dict[str, Any]) -> np.ndarray:
     y = problem["x"].astype(np.float64) @ problem["weight"].astype(np.float64).T
     y = y if problem["bias"] is None else y + problem["bias"]
     return _ACTIVATIONS[problem["activation"]](y)
@@ -219,7 +221,7 @@ _ACTIVATIONS: dict[str | None, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _sparse_tolerance(problem: dict[str, Any], truth: np.ndarray) -> np.ndarray:
+def float_tolerance(problem: dict[str, Any], truth: np.ndarray) -> np.ndarray:
     total = np.abs(problem["x"]).astype(np.float64) @ np.abs(problem["weight"]).astype(np.float64).T
     total = total if problem["bias"] is None else total + np.abs(problem["bias"])
     # no activation is steeper than 1.13; it adds a rounding of its own result
@@ -361,11 +363,13 @@ def _threshold_truth(problem: dict[str, Any]) -> tuple[Any, ...]:
 OPERATIONS = {
     operation.name: operation
     for operation in (
-        Operation("int8_linear", _int8_linear, _run_linear, _by_reference(_run_linear)),
-        Operation("int8_outputs", _int8_outputs, _run_linear, _by_reference(_run_linear)),
+        Operation("int8_linear", _int8_linear, run_linear, _by_reference(run_linear)),
+        Operation("int8_outputs", _int8_outputs, run_linear, _by_reference(run_linear)),
         Operation("int8_chain", _int8_chain, _run_chain, _by_reference(_run_chain)),
         Operation("int8_conv", cases_convolution.make, cases_convolution.run, _by_reference(cases_convolution.run)),
-        Operation("sparse_linear", _sparse_linear, _run_linear, _sparse_truth, _sparse_tolerance),
+        Operation("int4_linear", cases_int4.weight_only, run_linear, cases_int4.truth, cases_int4.tolerance),
+        Operation("int4_int8_linear", cases_int4.quantized, run_linear, _by_reference(run_linear)),
+        Operation("sparse_linear", _sparse_linear, run_linear, float_truth, float_tolerance),
         Operation("int8_matmul", _int8_matmul, lambda p: kernels.int8_matmul(**p), _matmul_truth),
         Operation("quantize", _quantize, lambda p: tuple(kernels.quantize(**p)), _quantize_truth),
         Operation("dequantize", _dequantize, lambda p: kernels.dequantize(**p), _dequantize_truth),

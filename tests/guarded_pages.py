@@ -60,8 +60,10 @@ def into_guarded_outputs(problem, side):
         packed._native.into(x.ctypes.data, y.ctypes.data, x.shape[0], rows, x.shape[-1], pixels, 0, 2)
         assert np.array_equal(cases.bits(y), cases.bits(expected))
     elif "activation" in problem and "residual" not in problem:
-        arguments = {key: problem.get(key) for key in ("weight", "bias", "scale", "input_scale")}
-        packed = kernels.pack(format=Int8() if "scale" in problem else Sparse(), **arguments)
+        keys = ("weight", "bias", "scale", "input_scale", "zero_point", "multiplier")
+        arguments = {key: problem.get(key) for key in keys}
+        default = Int8() if "scale" in problem else Sparse()
+        packed = kernels.pack(format=problem.get("format", default), **arguments)
         x, state = problem["x"], packed._state
         y = guarded(np.zeros((x.shape[0], packed.shape[0]), np.float32), side)
         state.linear_into(x.ctypes.data, y.ctypes.data, x.shape[0], 0, 2)

@@ -107,6 +107,15 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Float32": (dict, {}),
     "Unstructured": (dict, {}),
     "LeaveOneOut": (dict, {}),
+    "Int4": (
+        lambda: {"group": 64, "zero_point": False, "scales": "int", "activations": "int8"},
+        {
+            "group": Number((0, 16, 33, 96, 256, -32, 2**70), integer=True),
+            "zero_point": Flag(),
+            "scales": Choice(("int8", "float32", "", 7)),
+            "activations": Choice(("int4", "", 7)),
+        },
+    ),
     "Sparse": (
         lambda: {"block": (1, 1), "values": pc.Float32()},
         {"block": Choice(((2, 2), (0, 0), (1,), [1, 1], (1.5, 1))), "values": Choice((pc.Int8(), pc.Float32))},

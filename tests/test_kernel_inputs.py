@@ -84,13 +84,16 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         dict.fromkeys(("values", "scale", "zero_point"), Anything()),
     ),
     "pack": (
-        _valid(weight=ROWS, format=Int8(), bias=np.ones(4, np.float32), scale=None, input_scale=None),
+        _valid(weight=ROWS, format=Int8(), bias=np.ones(4, np.float32), scale=None, input_scale=None)
+        | {"zero_point": None, "multiplier": None},
         {
             "weight": Array(((3,), (2, 3, 4), ())),
             "format": Choice(),
             "bias": Array(((3,), (4, 1), (1, 4), (5,), (0,), (1,))),
             "scale": Array(((3,), (4, 2), (5,), (0,), (2, 2))),
             "input_scale": Number((0.0, -1.0, 1e-46, 1e39, 10**400, *INFINITE)),
+            "zero_point": Choice(),  # Int8 has none: test_int4.py has those of Int4
+            "multiplier": Choice(),
         },
     ),
     "linear": (
@@ -187,6 +190,8 @@ NONE_IS_LEGAL = {
     ("pack_conv", "scale"),
     ("pack_conv", "input_scale"),
     ("conv", "activation"),
+    ("pack", "zero_point"),
+    ("pack", "multiplier"),
     ("linear", "activation"),
     ("linear", "residual"),
     ("linear", "output_scale"),

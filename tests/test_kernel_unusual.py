@@ -143,7 +143,10 @@ def test_half_precision_is_widened_exactly(name, half, implementation):
     for problem in plain_problems(name):
         narrow = {}
         for key, value in problem.items():
-            keep = not isinstance(value, (np.ndarray, list)) or getattr(value, "dtype", np.float32) == np.int8
+            keep = not isinstance(value, (np.ndarray, list)) or getattr(value, "dtype", np.float32) in (
+                np.int8,
+                np.uint8,
+            )
             change = (lambda a: a.astype(np.float16)) if half == "float16" else (lambda a: torch.tensor(a).bfloat16())
             narrow[key] = value if keep else convert(value, lambda a, f=change: f(np.clip(a, -6e4, 6e4)))
         wide = {key: convert(value, lambda a: a) for key, value in narrow.items()}

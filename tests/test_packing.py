@@ -433,7 +433,7 @@ def conv_model():
     ("call", "error", "message"),
     [
         (lambda: pack(None, X), TypeError, "model must be a torch.nn.Module, got NoneType"),
-        (lambda: pack(mlp(), X, "int8"), TypeError, r"format must be Int8\(\), Sparse\(\) or None, got 'int8'"),
+        (lambda: pack(mlp(), X, "int8"), TypeError, r"format must be Int8\(\), Int4\(\), Sparse\(\) or None, got"),
         (lambda: pack(mlp(), X, FixedPoint()), TypeError, "format must be"),
         (lambda: pack(mlp(), X, force=1), TypeError, "force must be a bool, got int"),
         (lambda: pack(conv_model(), X), ValueError, "must have an nn.Linear.*got 2 Conv2d, 1 ReLU"),

@@ -1,6 +1,6 @@
 """The C++ kernels, under the names of `reference`.
 
-A packed state knows its kernel: the level is chosen once, in `pack_int8` and `pack_sparse`.
+A packed state knows its kernel: the level is chosen once, when it is packed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import _native
 from . import backends
-from .reference import DTYPES, Float, Int8Array, Output
+from .reference import DTYPES, Float, Int4Parts, Int8Array, Output
 
 
 def levels() -> list[str]:
@@ -28,6 +28,29 @@ def pack_int8(
 
 
 def unpack_int8(state: _native.Int8State) -> NDArray[np.int8]:
+    """Return the integers [out, in]."""
+    return state.unpack()
+
+
+def pack_int4(
+    parts: Int4Parts, bias: Float | None, int8_activations: bool, input_scale: float | None
+) -> _native.Int4State:
+    """Lay a 4-bit weight [out, in] out in panels."""
+    return _native.pack_int4(
+        parts.weight,
+        parts.group,
+        None if parts.scale is None else parts.scale.view(np.uint16),
+        parts.zero_point,
+        parts.multiplier,
+        parts.channel_scale,
+        bias,
+        int8_activations,
+        input_scale,
+        backends.isa_name(),
+    )
+
+
+def unpack_int4(state: _native.Int4State) -> NDArray[np.int8]:
     """Return the integers [out, in]."""
     return state.unpack()
 
@@ -87,6 +110,11 @@ def int8_conv(x: Float, state: _native.ConvState, height: int, width: int, activ
     y = np.empty((x.shape[0], state.outputs, height, width), np.float32)
     state.into(x.ctypes.data, y.ctypes.data, x.shape[0], x.shape[2], x.shape[3], height * width, activation, threads)
     return y
+
+
+def int4_linear(x: Float, state: _native.Int4State, activation: int, threads: int) -> Float:
+    """Multiply rows [rows, in] with a 4-bit weight."""
+    return state.linear(x, activation, threads)
 
 
 def sparse_linear(x: Float, state: _native.SparseState, activation: int, threads: int) -> Float:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats import Int8
+from ..formats import Int4, Int8
 from . import arrays, backends
 from .arrays import ArrayLike
 from .packed import PackedWeight, positive
@@ -33,6 +33,12 @@ def linear(
     ``m < 2^-100`` counts as zeros; with an ``input_scale`` s: ``q = clamp(rint(x * (1 / s)), -127, 127)``), then
     ``y = float(q @ q_w.T) * ((m / 127) * s_w[o]) + bias[o]``, in fp32 with every operation rounded once: the same bits
     on every CPU, with every backend and any number of threads. A row that holds NaN or infinity gives a row of NaN.
+
+    Int4 with float32 activations: ``y = sum over groups of s_g * (sum over the group of (q - z) * x) + bias[o]`` in
+    fp32; the order of additions depends neither on the number of threads nor on how a batch is cut. With int8
+    activations rows are quantized as above; A_g is the exact sum of a group; from ``t = 0``, for each group in order
+    ``t = t + float(A_g) * s_g``; ``y = t * (m / 127) + bias[o]``, every operation rounded once: the same bits
+    everywhere. With ``scales="int"``: as Int8, with the weights ``q * multiplier``.
 
     Sparse: fp32 over the stored weights; the order of additions, and so the result, does not depend on the number of
     threads nor on how a batch is cut. A pruned weight times infinity is skipped.
@@ -93,7 +99,8 @@ def linear(
     for name, value in (("residual", residual), ("output_scale", output_scale)):
         if value is not None:
             raise ValueError(f"{name} must be None with {packed.format}: the int8 kernels take it")
-    y = packed._module.sparse_linear(rows, packed._state, code, backends.threads_for(x))
+    run = packed._module.int4_linear if isinstance(packed.format, Int4) else packed._module.sparse_linear
+    y = run(rows, packed._state, code, backends.threads_for(x))
     return arrays.restore(y.reshape(*array.shape[:-1], out_features), x)
 
 

@@ -9,10 +9,10 @@ from typing import Any, NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats import Format, Int8, Sparse, decode_nonzeros, encode_nonzeros
-from . import arrays, backends
+from ..formats import Format, Int4, Int8, Sparse, decode_nibbles, decode_nonzeros, encode_nibbles, encode_nonzeros
+from . import arrays, backends, int4
 from .arrays import ArrayLike
-from .reference import ZERO_ROW
+from .reference import ZERO_ROW, Int4Parts
 
 alive: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDictionary()
 """The packed weights of this process by their numbers."""
@@ -28,7 +28,7 @@ class PackedWeight:
 
     Attributes
     ----------
-    format : Int8 or Sparse
+    format : Int8, Int4 or Sparse
         What the weight computes.
     shape : (int, int)
         (out_features, in_features).
@@ -39,7 +39,9 @@ class PackedWeight:
     kernel : str
         The kernel that runs, such as ``"native/avx2"``.
     scale : [out_features] float32, read-only, or None
-        Scale of the integers.
+        Scale of the integers; of Int4 with float16 scales [out_features, groups] float16.
+    zero_point, multiplier : [out_features, groups] uint8, read-only, or None
+        Of Int4: zero points, and integer scales of groups.
     bias : [out_features] float32, read-only, or None
     input_scale : float or None
         Scale of the activations; None when it is found per row at run time.
@@ -63,10 +65,12 @@ class PackedWeight:
         "format",
         "input_scale",
         "kernel",
+        "multiplier",
         "nbytes",
         "number",
         "scale",
         "shape",
+        "zero_point",
     )
 
     _module: Any  # the backend
@@ -77,7 +81,9 @@ class PackedWeight:
     nbytes: int
     density: float
     kernel: str
-    scale: NDArray[np.float32] | None
+    scale: NDArray[np.floating[Any]] | None
+    zero_point: NDArray[np.uint8] | None
+    multiplier: NDArray[np.uint8] | None
     bias: NDArray[np.float32] | None
     input_scale: float | None
     number: int
@@ -104,6 +110,10 @@ class PackedWeight:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self.format, Int4):
+            nibbles = encode_nibbles(self.canonical_weight(), 0 if self.format.zero_point else 8)
+            fields = self.bias, self.scale, self.input_scale, self.zero_point, self.multiplier
+            return _unpickle_int4, (self.format, self.shape, nibbles, *fields)
         gaps, values = encode_nonzeros(self.canonical_weight())
         return _unpickle, (self.format, self.shape, gaps, values, self.bias, self.scale, self.input_scale)
 
@@ -117,6 +127,8 @@ class PackedWeight:
         """
         if isinstance(self.format, Int8):
             return cast("NDArray[Any]", self._module.unpack_int8(self._state))
+        if isinstance(self.format, Int4):
+            return cast("NDArray[Any]", self._module.unpack_int4(self._state))
         dense = self._module.unpack_sparse(self._state)
         if self.scale is None:
             return cast("NDArray[Any]", dense)
@@ -131,6 +143,10 @@ class PackedWeight:
         array([[0., 2.]], dtype=float32)
         """
         weight = self.canonical_weight()
+        if isinstance(self.format, Int4):
+            scale: Any = self.scale
+            half, channel = (scale, None) if self.multiplier is None else (None, scale)
+            return Int4Parts(weight, self.format.group, half, self.zero_point, self.multiplier, channel).floats()
         return weight if self.scale is None else weight.astype(np.float32) * self.scale[:, None]
 
 
@@ -146,12 +162,29 @@ def _unpickle(
     return pack(decode_nonzeros(gaps, values, shape), format, bias, scale, input_scale)
 
 
+def _unpickle_int4(
+    format: Int4,
+    shape: tuple[int, int],
+    nibbles: NDArray[np.uint8],
+    bias: NDArray[np.float32] | None,
+    scale: NDArray[Any],
+    input_scale: float | None,
+    zero_point: NDArray[np.uint8] | None,
+    multiplier: NDArray[np.uint8] | None,
+) -> PackedWeight:
+    weight = decode_nibbles(nibbles, 0 if format.zero_point else 8, shape)
+    return pack(weight, format, bias, scale, input_scale, zero_point=zero_point, multiplier=multiplier)
+
+
 def pack(
     weight: ArrayLike,
     format: Format,
     bias: ArrayLike | None = None,
     scale: ArrayLike | None = None,
     input_scale: float | None = None,
+    *,
+    zero_point: ArrayLike | None = None,
+    multiplier: ArrayLike | None = None,
 ) -> PackedWeight:
     """Pack a weight for :func:`linear`.
 
@@ -159,15 +192,26 @@ def pack(
     (1 for a row of zeros) or with the given ``scale``; an int8 weight is kept as exactly those integers. With
     :class:`Sparse` the nonzero weights are kept in fp32 (an int8 weight as the products ``q * scale``).
 
+    With :class:`Int4` a float weight is rounded group by group, ``q = clamp(rint(w / s), -8, 7)`` with ``s`` the entry
+    of largest magnitude / -8 (so that it becomes -8), or with zero points ``q = clamp(rint(w / s) + z, 0, 15)`` with
+    ``s = (max - min) / 15`` and ``z = rint(-min / s)``, where min <= 0 <= max; s is rounded to float16 first. Integers
+    that something else made, such as GPTQ or MatMulNBits (whose symmetric codes are ``q + 8``), are given as an int8
+    weight with ``scale``, and ``zero_point`` where the format has them.
+
     Parameters
     ----------
     weight : [out_features, in_features] float32, float16, bfloat16, or int8 with ``scale``
-    format : Int8 or Sparse
+    format : Int8, Int4 or Sparse
     bias : [out_features] float, optional
     scale : [out_features] or one float, optional
-        Scale of the integers, positive.
+        Scale of the integers, positive. Of Int4: [out_features, groups], any sign, rounded to float16; with
+        ``scales="int"`` [out_features], positive.
     input_scale : float, optional
-        Fixed scale of the activations, for Int8; by default it is found per row at run time.
+        Fixed scale of int8 activations; by default it is found per row at run time.
+    zero_point : [out_features, groups] uint8, optional
+        Given with ``scale`` for Int4 with zero points, 0 to 15.
+    multiplier : [out_features, groups] uint8, optional
+        Given with ``scale`` for Int4 with ``scales="int"``, 1 to 15: the scale of a group is ``multiplier * scale``.
 
     Returns
     -------
@@ -183,31 +227,42 @@ def pack(
     >>> pack(np.eye(3, dtype=np.float32), Sparse()).density
     0.3333333333333333
     """
-    if not isinstance(format, (Int8, Sparse)):
-        raise TypeError(f"format must be Int8() or Sparse(), got {format!r}")
+    if not isinstance(format, (Int8, Int4, Sparse)):
+        raise TypeError(f"format must be Int8(), Int4() or Sparse(), got {format!r}")
     array = arrays.view(weight, "weight")
     if array.dtype != np.int8:
         array = arrays.float32(weight, "weight")
         arrays.finite(array, "weight")
     elif scale is None:
         raise ValueError("scale must be given with an int8 weight")
+    for name, value in (("zero_point", zero_point), ("multiplier", multiplier)):
+        if value is not None and not isinstance(format, Int4):
+            raise ValueError(f"{name} must be None with {format}: Int4 has it")
     if array.ndim != 2:
         raise ValueError(f"weight must be 2-D [out_features, in_features], got {arrays.describe(weight)}")
     out_features, in_features = array.shape
     bias_array = None if bias is None else vector(bias, "bias", out_features) + np.float32(0)  # no -0.0
-    scale_array = None if scale is None else vector(scale, "scale", out_features)
-    if scale_array is not None and not (scale_array > 0).all():
-        raise ValueError(f"scale must be positive, got {float(scale_array.min())}")
     if input_scale is not None:
-        if isinstance(format, Sparse):
-            raise ValueError("input_scale must be None with Sparse: its activations stay fp32")
+        if isinstance(format, Sparse) or (isinstance(format, Int4) and format.activations != "int8"):
+            raise ValueError(f"input_scale must be None with {format}: its activations stay fp32")
         input_scale = positive(input_scale, "input_scale")
+    parts = int4.parts(array, format, scale, zero_point, multiplier) if isinstance(format, Int4) else None
+    scale_array: NDArray[Any] | None = None
+    if parts is not None:
+        scale_array = parts.scale if parts.channel_scale is None else parts.channel_scale
+    elif scale is not None:
+        scale_array = vector(scale, "scale", out_features)
+        if not (scale_array > 0).all():
+            raise ValueError(f"scale must be positive, got {float(scale_array.min())}")
 
     module = backends.backend()
     if isinstance(format, Int8):
         integers, scale_array = integers_of(array, scale_array)
         state = module.pack_int8(np.ascontiguousarray(integers), scale_array, bias_array, input_scale)
         nonzeros = int(np.count_nonzero(integers))
+    elif parts is not None and isinstance(format, Int4):
+        state = module.pack_int4(parts, bias_array, format.activations == "int8", input_scale)
+        nonzeros = parts.nonzeros()
     else:
         if scale_array is not None:
             integers, _ = integers_of(array, scale_array)
@@ -215,7 +270,8 @@ def pack(
         array = np.where(np.abs(array) < np.finfo(np.float32).tiny, np.float32(0), array)  # denormals are slow
         state = module.pack_sparse(np.ascontiguousarray(array), bias_array)
         nonzeros = int(np.count_nonzero(array))
-    for field in (bias_array, scale_array):
+    sides = (None, None) if parts is None else (parts.zero_point, parts.multiplier)
+    for field in (bias_array, scale_array, *sides):
         if field is not None:
             field.flags.writeable = False
     return PackedWeight(
@@ -228,6 +284,8 @@ def pack(
         density=nonzeros / array.size if array.size else 0.0,
         kernel=backends.kernel_name(module, state),
         scale=scale_array,
+        zero_point=sides[0],
+        multiplier=sides[1],
         bias=bias_array,
         input_scale=input_scale,
     )

@@ -10,6 +10,7 @@ slices): Numba tests other indices for being negative, and such a loop is not ve
 """
 
 from .convolution import int8_conv, pack_conv
+from .int4 import int4_linear, pack_int4, unpack_int4
 from .matmul import (
     int8_linear,
     int8_matmul,
@@ -25,16 +26,19 @@ __all__ = [
     "apply_threshold",
     "column_scores",
     "dequantize",
+    "int4_linear",
     "int8_conv",
     "int8_linear",
     "int8_matmul",
     "kth_magnitude",
     "pack_conv",
+    "pack_int4",
     "pack_int8",
     "pack_sparse",
     "quantize",
     "row_scores",
     "sparse_linear",
+    "unpack_int4",
     "unpack_int8",
     "unpack_sparse",
 ]

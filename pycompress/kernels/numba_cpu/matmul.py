@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +112,16 @@ def _matmul_tiles(a, b, c, first, last):
                 c[r, o] = _dot(a, b, r, o)
 
 
+def quantize_rows(x: Float, input_scale: float | None, threads: int) -> tuple[NDArray[np.int16], Float]:
+    """Quantize rows [rows, in] to int8 values, held as int16, with a scale [rows]."""
+    rows, features = x.shape
+    static_scale = np.float32(0 if input_scale is None else input_scale)
+    q, scales = np.empty((rows, features), np.int16), np.empty(rows, np.float32)
+    x = as_input(x)
+    run(_quantize_rows, rows, 20 + features / 2, threads, x, x.view(np.uint32), static_scale, q, scales)
+    return as_input(q), as_input(scales)
+
+
 def _tiles(rows: int, outputs: int, features: int) -> tuple[int, float]:
     """Return the number of tiles of an int8 product and the nanoseconds that one takes."""
     count = -(-rows // _ROWS) * -(-outputs // _OUTPUTS)
@@ -129,16 +139,13 @@ def int8_linear(
 ) -> NDArray[Any]:
     """``y = activation(float(q_x @ q_w.T) * (s_x * s_w) + bias + residual)``, in fp32, each operation rounded once."""
     rows, features = x.shape
-    static_scale = np.float32(0 if state.input_scale is None else state.input_scale)
     if x.dtype == np.int8:
-        q, scales = x.astype(np.int16), np.full(rows, static_scale)
+        q, scales = as_input(x.astype(np.int16)), as_input(np.full(rows, state.input_scale, np.float32))
     else:
-        q, scales = np.empty((rows, features), np.int16), np.empty(rows, np.float32)
-        x = as_input(x)
-        run(_quantize_rows, rows, 20 + features / 2, threads, x, x.view(np.uint32), static_scale, q, scales)
+        q, scales = quantize_rows(cast(Float, x), state.input_scale, threads)
     y = np.empty((rows, state.weight.shape[0]), np.float32)
     added = as_input(np.empty((0, 0), np.float32) if residual is None else residual.reshape(y.shape))
-    arguments = (as_input(q), as_input(scales), state.weight, state.scale, state.bias, added, activation, y)
+    arguments = (q, scales, state.weight, state.scale, state.bias, added, activation, y)
     run(_int8_tiles, *_tiles(rows, y.shape[1], features), threads, *arguments)
     return reference.as_output(y, output, output_scale)
 

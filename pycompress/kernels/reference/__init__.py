@@ -5,6 +5,7 @@ bit. The names are those of `numba_cpu` and `native`; `ops.py` checks arguments 
 """
 
 from .convolution import ConvState, int8_conv, pack_conv
+from .int4 import Int4Parts, Int4State, int4_linear, pack_int4, unpack_int4
 from .matmul import (
     DTYPES,
     ZERO_ROW,
@@ -30,6 +31,8 @@ __all__ = [
     "ZERO_ROW",
     "ConvState",
     "Float",
+    "Int4Parts",
+    "Int4State",
     "Int8Array",
     "Int8State",
     "Output",
@@ -38,17 +41,20 @@ __all__ = [
     "as_output",
     "column_scores",
     "dequantize",
+    "int4_linear",
     "int8_conv",
     "int8_linear",
     "int8_matmul",
     "kth_magnitude",
     "pack_conv",
+    "pack_int4",
     "pack_int8",
     "pack_sparse",
     "quantize",
     "quantize_rows",
     "row_scores",
     "sparse_linear",
+    "unpack_int4",
     "unpack_int8",
     "unpack_sparse",
 ]

@@ -1,0 +1,32 @@
+// int4_linear for AVX-512 VNNI: see vectors_avx512.inc and dot_avx512vnni.inc.
+#include <type_traits>
+
+#include "../int8_linear/int8_linear.h"
+#include "../isa.h"
+#include "../thread_pool.h"
+#include "int4_linear.h"
+
+#if PYCOMPRESS_X86
+PYCOMPRESS_BEGIN_AVX512VNNI
+namespace pycompress {
+namespace {
+
+#include "../int8_linear/micro_avx512vnni.inc"
+//
+#include "../activation.inc"
+//
+#include "../int8_linear/rows.inc"
+//
+#include "vectors_avx512.inc"
+//
+#include "dot_avx512vnni.inc"
+//
+#include "loop.inc"
+
+}  // namespace
+
+void int4_linear_avx512vnni(const int4_linear_call& call) { run(call); }
+
+}  // namespace pycompress
+PYCOMPRESS_END
+#endif
