@@ -4,8 +4,9 @@ import hashlib
 import json
 
 import numpy as np
+import pytest
 import torch
-from golden import version1
+from golden import int4, version1
 from test_artifact import assert_same
 
 from pycompress import artifact, grids
@@ -34,6 +35,17 @@ def test_the_golden_file_of_version_1_is_read_for_ever():
     }
 
 
+def test_the_golden_file_of_4_bit_weights_is_read_for_ever():
+    assert hashlib.sha256(int4.PATH.read_bytes()).hexdigest() == int4.SHA256
+    expected, again = int4.build(), artifact.load(int4.PATH, into=int4.architecture)
+    assert_same(again, expected)
+    assert repr(again) == repr(expected)
+    x = version1.numbers(9, 75)
+    assert torch.equal(again(x), expected(x))
+    codings = {t.name: (t.coding, t.bytes) for t in artifact.describe(int4.PATH).tensors}
+    assert [codings[f"{i}.weight"] for i in (0, 2, 3, 4)] == [("nibbles", n) for n in (1500, 700, 578, 116)]
+
+
 DTYPES = {"U8": "u1", "I8": "i1", "BOOL": "?", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
 
 
@@ -59,6 +71,9 @@ def read_by_the_book(data):
             for gap in parts["gaps"].tolist():
                 position += 255 if gap == 255 else gap + 1
                 places += [] if gap == 255 else [position]
+        if "nibbles" in record:
+            values = np.stack([values & 15, values >> 4], axis=1).reshape(-1)[: np.prod(record["shape"], dtype=int)]
+            values = values.astype(np.int8) - record["nibbles"]
         dense = np.zeros(np.prod(record["shape"], dtype=int), DTYPES[record["dtype"]])
         if "grid" in record:
             first = record["shape"][0]
@@ -68,24 +83,26 @@ def read_by_the_book(data):
         dense[places] = values.reshape(-1)
         tensors[name] = dense.reshape(record["shape"])
     tensors |= stored
-    for name, owner in metadata["tied"].items():
+    for name, owner in metadata.get("tied", {}).items():
         tensors[name] = tensors[owner]
     return tensors, metadata["layers"]
 
 
-def test_format_md_is_enough_to_read_a_file():
-    tensors, layers = read_by_the_book(version1.PATH.read_bytes())
-    model = version1.build()
+@pytest.mark.parametrize("golden", [version1, int4])
+def test_format_md_is_enough_to_read_a_file(golden):
+    tensors, layers = read_by_the_book(golden.PATH.read_bytes())
+    model = golden.build()
     packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
     expected = {name: t for name, t in model.state_dict().items() if not name.startswith(tuple(packed))}
     for name, module in packed.items():
         assert layers[name]["packed"]["format"]["name"] == type(module.packed.format).__name__
         assert layers[name].get("input_scale") == module.packed.input_scale
         arrays = {"weight": module.packed.canonical_weight(), "scale": module.packed.scale, "bias": module.packed.bias}
+        arrays |= {"zero_point": module.packed.zero_point, "multiplier": module.packed.multiplier}
         expected |= {f"{name}.{part}": torch.tensor(a) for part, a in arrays.items() if a is not None}
     assert set(tensors) == set(expected)
     for name, tensor in expected.items():
         bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
         assert tensors[name].shape == tuple(tensor.shape), name
         assert tensors[name].tobytes() == np.asarray(bits).tobytes(), name
-    assert layers["conv"] == {"groups": 2}
+    assert golden is int4 or layers["conv"] == {"groups": 2}

@@ -324,3 +324,55 @@ def test_bytes_for_exported_programs(format):
     assert again.format == format
     x = torch.randn(5, 70)
     assert torch.equal(kernels.linear(x, again), kernels.linear(x, packed))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_artifacts(format, tmp_path):
+    import pycompress as pc
+
+    def build():
+        return torch.nn.Sequential(torch.nn.Linear(70, 40), torch.nn.ReLU(), torch.nn.Linear(40, 300, bias=False))
+
+    x = torch.randn(9, 70)
+    packed = pc.pack(build(), x, format, force=True)
+    path = tmp_path / "model"
+    pc.save(packed, path)
+    again = pc.load(path, into=build)
+    assert torch.equal(again(x), packed(x)) and repr(again) == repr(packed)
+    assert pc.artifact.to_bytes(again) == path.read_bytes()
+    assert torch.equal(pc.load(path, into=packed)(x), again(x))
+    weights = {t.name: t for t in pc.artifact.describe(path).tensors if t.name.endswith("weight")}
+    assert [(t.coding, t.bytes) for t in weights.values()] == [("nibbles", 1400), ("nibbles", 6000)]
+    tied = pc.artifact.to_bytes(torch.nn.ModuleDict({"a": packed, "b": packed}))
+    assert len(tied) < 1.3 * path.stat().st_size
+
+
+def test_artifacts_that_do_not_fit_the_format_are_refused():
+    from golden import int4
+
+    from pycompress.artifact import ArtifactError, container, contents, schema
+
+    data = int4.PATH.read_bytes()
+    parts = container.read_container(data, container.read_header(data))
+    metadata = schema.write_metadata(contents.read_contents(data).metadata)
+
+    def refused(change, message, **tensors):
+        changed = {name: value for name, value in (parts | tensors).items() if value is not None}
+        with pytest.raises(ArtifactError, match=message):
+            contents.read_contents(container.write_container(changed, change(metadata)))
+
+    def same(text):
+        return text
+
+    refused(lambda m: m.replace('"nibbles":8', '"nibbles":7', 1), "nibbles must be 0 or 8")
+    refused(lambda m: m.replace('"nibbles":8', '"nibbles":true', 1), "nibbles must be 0 or 8")
+    refused(lambda m: m.replace('"dtype":"I8","nibbles":8', '"dtype":"U8","nibbles":8', 1), "nibbles must be 0 or 8")
+    refused(lambda m: m.replace('"group":32', '"group":48', 1), "group must be 32, 64 or 128")
+    refused(lambda m: m.replace('"group":32', '"group":64', 1), "must have a scale F16")
+    refused(lambda m: m.replace('"scales":"int"', '"scales":"float16"', 1), "must have a scale F16")
+    refused(lambda m: m.replace('"zero_point":true', '"zero_point":false', 1), "must have no zero_point")
+    refused(same, "zero_point", **{"2.zero_point": None})
+    refused(same, "multiplier", **{"3.multiplier": None})
+    refused(same, "scale", **{"0.scale": None})
+    refused(same, "must have a scale F16", **{"0.scale": torch.ones(40, 3)})
+    refused(same, "must have no multiplier", **{"0.multiplier": torch.ones(40, 3, dtype=torch.uint8)})

@@ -1,7 +1,8 @@
 """One tensor as the parts that a file holds of it, and back, bit for bit.
 
 A tensor is stored as it is; or as the values that are not zero and the distances between them, where that is smaller;
-or, when its layer has a quantization grid that it lies on, as the integers of that grid.
+or, when its layer has a quantization grid that it lies on, as the integers of that grid; or, when it holds integers of
+4 bits, two to a byte.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ import torch
 from torch import Tensor
 
 from .. import grids
-from ..formats import Affine, FixedPoint, Grid, Int8, decode_nonzeros, encode_nonzeros
+from ..formats import (
+    Affine,
+    FixedPoint,
+    Grid,
+    Int8,
+    decode_nibbles,
+    decode_nonzeros,
+    encode_nibbles,
+    encode_nonzeros,
+)
 from ..grids import GridRecord
 from .container import ArtifactError
 from .schema import TensorRecord
@@ -82,6 +92,29 @@ def encode(tensor: Tensor, grid: GridRecord | None = None) -> tuple[TensorRecord
     return TensorRecord(shape, dtype, True), {"gaps": gaps, "values": _select(tensor, kept)}
 
 
+def encode_integers(tensor: Tensor, offset: int) -> tuple[TensorRecord, dict[str, Tensor]]:
+    """Code integers from -offset to 15 - offset, two to a byte.
+
+    Parameters
+    ----------
+    tensor : [any shape] int8
+    offset : 0 or 8
+
+    Returns
+    -------
+    record : TensorRecord
+    parts : dict of tensors
+        ``"values"``.
+
+    Examples
+    --------
+    >>> encode_integers(torch.tensor([-8, 7], dtype=torch.int8), 8)[1]
+    {'values': tensor([240], dtype=torch.uint8)}
+    """
+    values = torch.from_numpy(encode_nibbles(tensor.numpy(), offset))
+    return TensorRecord(tuple(tensor.shape), "I8", nibbles=offset), {"values": values}
+
+
 def part_names(record: TensorRecord) -> tuple[set[str], set[str]]:
     """Return the parts that a coded tensor must have, and those that it may have.
 
@@ -122,6 +155,8 @@ def decode(record: TensorRecord, parts: dict[str, Tensor], name: str) -> tuple[T
     True
     """
     try:
+        if record.nibbles is not None:
+            return torch.from_numpy(decode_nibbles(parts["values"].numpy(), record.nibbles, record.shape)), None
         if record.grid is None:
             values = parts["values"]
             _check(values.dtype == TORCH_DTYPES[record.dtype], f"values must be {record.dtype}", values)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import NamedTuple
 
-from ..formats import Int8
+from ..formats import Int4, Int8
 from . import coding
 from .container import ArtifactError, Entry, Header, digest_fits, read_header
 from .durable import check_path, read_file
@@ -74,9 +74,12 @@ def read_contents(data: bytes) -> Contents:
     for name, layer in metadata.layers.items():
         if layer.packed is not None:
             _check_packed(name, layer, tensors)
-        if layer.input_scale is not None and not _is_int8(name, layer, tensors):
-            raise ArtifactError(f"layer {name!r:.99} must be Int8 to have an input_scale")
+        if layer.input_scale is not None and not _has_int8_inputs(name, layer, tensors):
+            raise ArtifactError(f"layer {name!r:.99} must have int8 activations to have an input_scale")
     return Contents(header, metadata, tensors)
+
+
+_PARTS = ("weight", "scale", "bias", "zero_point", "multiplier")
 
 
 def packed_names(layer: str) -> dict[str, str]:
@@ -84,15 +87,16 @@ def packed_names(layer: str) -> dict[str, str]:
 
     Examples
     --------
-    >>> packed_names("fc")
-    {'weight': 'fc.weight', 'scale': 'fc.scale', 'bias': 'fc.bias'}
+    >>> list(packed_names("fc").values())
+    ['fc.weight', 'fc.scale', 'fc.bias', 'fc.zero_point', 'fc.multiplier']
     """
-    return {part: f"{layer}.{part}" if layer else part for part in ("weight", "scale", "bias")}
+    return {part: f"{layer}.{part}" if layer else part for part in _PARTS}
 
 
-def _is_int8(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> bool:
+def _has_int8_inputs(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> bool:
     if layer.packed is not None:
-        return isinstance(layer.packed.format, Int8)
+        format = layer.packed.format
+        return isinstance(format, Int8) or (isinstance(format, Int4) and format.activations == "int8")
     weight = tensors.get(packed_names(name)["weight"])
     return weight is not None and weight.record is not None and isinstance(weight.record.grid, Int8)
 
@@ -104,16 +108,24 @@ def _check_packed(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> 
         raise ArtifactError(f"packed layer {name!r:.99} must have a weight [out, in], I8 or F32")
     if any(stored.record is not None and stored.record.grid is not None for stored in found.values()):
         raise ArtifactError(f"packed layer {name!r:.99} must not have a grid: its scale is a tensor of its own")
-    if (scale is not None) != (weight.dtype == "I8") or (
-        layer.packed is not None and isinstance(layer.packed.format, Int8) and scale is None
-    ):
+    format = None if layer.packed is None else layer.packed.format
+    if (scale is not None) != (weight.dtype == "I8") or (isinstance(format, (Int8, Int4)) and scale is None):
         raise ArtifactError(f"packed layer {name!r:.99} must have a scale with integers, and with these alone")
+    expected: dict[str, tuple[str, tuple[int, ...]]] = dict.fromkeys(("scale", "bias"), ("F32", weight.shape[:1]))
+    if isinstance(format, Int4):
+        side = weight.shape[0], -(-weight.shape[1] // format.group)
+        if format.scales == "int":
+            expected["multiplier"] = "U8", side
+        else:
+            expected["scale"] = "F16", side
+        if format.zero_point:
+            expected["zero_point"] = "U8", side
     for part, stored in found.items():
-        if part != "weight" and (stored.dtype != "F32" or stored.shape != weight.shape[:1]):
-            raise ArtifactError(
-                f"packed layer {name!r:.99} must have a {part} F32 {weight.shape[:1]}, got {stored.dtype} "
-                f"{stored.shape}"
-            )
+        if part != "weight" and (stored.dtype, stored.shape) != expected.get(part):
+            wanted = f"a {part} {expected[part][0]} {expected[part][1]}" if part in expected else f"no {part}"
+            raise ArtifactError(f"packed layer {name!r:.99} must have {wanted}, got {stored.dtype} {stored.shape}")
+    if missing := expected.keys() - found.keys() - {"scale", "bias"}:
+        raise ArtifactError(f"packed layer {name!r:.99} must have {sorted(missing)} with {format}")
 
 
 @dataclass(frozen=True)
@@ -127,7 +139,7 @@ class TensorDescription:
     dtype : str
         As decoded, by its name in safetensors.
     coding : str
-        ``"plain"``, ``"nonzeros"``, or a grid such as ``"Int8()"``, or both.
+        ``"plain"``, ``"nonzeros"``, or a grid such as ``"Int8()"``, or both; or ``"nibbles"``.
     bytes : int
         What it takes in the file, without the header.
     """
@@ -218,7 +230,8 @@ def _coding(stored: Stored) -> str:
     if stored.record is None:
         return "plain"
     words = [repr(stored.record.grid)] if stored.record.grid else []
-    return " + ".join(words + (["nonzeros"] if stored.record.nonzeros else []))
+    words += ["nonzeros"] if stored.record.nonzeros else []
+    return " + ".join(words if stored.record.nibbles is None else [*words, "nibbles"])
 
 
 def _bytes(stored: Stored, entries: dict[str, Entry]) -> int:

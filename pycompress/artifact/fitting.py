@@ -76,7 +76,7 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
     for path, module in modules.items():
         if path in packed or isinstance(module, PackedLinear):
             names = packed_names(path)
-            stored.discard(names["scale"])
+            stored -= {names["scale"], names["zero_point"], names["multiplier"]}
             expected |= {names["weight"]} | ({names["bias"]} if _has_bias(module) else set())
             faults += _packed_faults(path, module, contents)
         else:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import grids, kernels, masks
 from ..activations import activation_of, fused_identity
+from ..formats import Int4
 from ..grids import GridRecord
 from ..layers import PackedLinear, decisions, set_decision
 from . import coding
@@ -106,7 +107,8 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
     for path, layer in contents.metadata.layers.items():
         if layer.packed is not None:
             names = {part: contents.owner(name) for part, name in packed_names(path).items()}
-            key = (*names.values(), repr(layer.packed.format), repr(layer.input_scale))
+            present = tuple(name if name in decoded.tensors else None for name in names.values())
+            key = (*present, repr(layer.packed.format), repr(layer.input_scale))
             if key not in weights:
                 weights[key] = _pack(path, layer, {p: decoded.tensors.get(n) for p, n in names.items()})
             decoded.packed[path] = PackedLinear(weights[key], layer.packed.activation)
@@ -119,11 +121,12 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
 
 def _pack(path: str, layer: LayerRecord, tensors: dict[str, Tensor | None]) -> kernels.PackedWeight:
     weight = cast(Tensor, tensors["weight"])
-    if weight.dtype == torch.int8 and bool((weight == -128).any()):
+    format = cast(PackedRecord, layer.packed).format
+    if weight.dtype == torch.int8 and not isinstance(format, Int4) and bool((weight == -128).any()):
         raise ArtifactError(f"packed layer {path!r:.99} must have integers from -127 to 127, got -128")
     try:
-        format = cast(PackedRecord, layer.packed).format
-        return kernels.pack(weight, format, tensors["bias"], tensors["scale"], layer.input_scale)
+        sides = {name: tensors[name] for name in ("zero_point", "multiplier")}
+        return kernels.pack(weight, format, tensors["bias"], tensors["scale"], layer.input_scale, **sides)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"packed layer {path!r:.99}: {error!s:.300}") from error
 

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from .. import grids, masks
 from ..activations import is_fused
-from ..formats import Int8
+from ..formats import Int4, Int8
 from ..layers import PackedLinear, decisions
 from . import coding
 from .container import ArtifactError, apart, write_container
@@ -176,11 +176,15 @@ def _add_packed(
     names = packed_names(path)
     owner = owners.setdefault(id(packed), path)
     arrays = {"weight": packed.canonical_weight(), "scale": packed.scale, "bias": packed.bias}
+    arrays |= {"zero_point": packed.zero_point, "multiplier": packed.multiplier}
     for part, array in arrays.items():
         if array is None:
             continue
         if owner != path:
             metadata.tied[names[part]] = packed_names(owner)[part]
+        elif part == "weight" and isinstance(packed.format, Int4):
+            offset = 0 if packed.format.zero_point else 8
+            _add(stored, metadata.tensors, names[part], *coding.encode_integers(torch.tensor(array), offset))
         else:
             _add(stored, metadata.tensors, names[part], *coding.encode(torch.tensor(array)))
 

@@ -30,17 +30,20 @@ class TensorRecord:
         Whether only the nonzeros are stored, with the distances between them.
     grid : Int8, Affine, FixedPoint or None
         The grid whose integers are stored in place of the numbers.
+    nibbles : 0, 8 or None
+        What was added to integers of 4 bits that are stored two to a byte.
     """
 
     shape: tuple[int, ...]
     dtype: str
     nonzeros: bool = False
     grid: Grid | None = None
+    nibbles: int | None = None
 
 
 @dataclass(frozen=True)
 class PackedRecord:
-    """What a packed layer is beside its tensors ``weight``, ``scale`` and ``bias``."""
+    """What a packed layer is beside its tensors."""
 
     format: Format
     activation: Activation | None = None
@@ -171,9 +174,16 @@ def _tensor(value: object, where: str) -> TensorRecord:
     grid = _format(record["grid"], f"{where}.grid", get_args(Grid)) if "grid" in record else None
     if grid is not None and dtype not in ("F16", "BF16", "F32", "F64"):
         raise ArtifactError(f"{where}.dtype must be F16, BF16, F32 or F64 on a grid, got {dtype!r}")
-    if grid is None and not nonzeros:
-        raise ArtifactError(f"{where} must say how the tensor is coded: nonzeros or grid")
-    return TensorRecord(read_shape(record["shape"], where), dtype, nonzeros, cast(Grid | None, grid))
+    nibbles = record.get("nibbles")
+    if "nibbles" in record and (
+        type(nibbles) is not int or nibbles not in (0, 8) or nonzeros or grid is not None or dtype != "I8"
+    ):
+        raise ArtifactError(
+            f"{where}.nibbles must be 0 or 8, for an I8 tensor and no other coding, got {nibbles!r:.99}"
+        )
+    if grid is None and not nonzeros and nibbles is None:
+        raise ArtifactError(f"{where} must say how the tensor is coded: nonzeros, grid or nibbles")
+    return TensorRecord(read_shape(record["shape"], where), dtype, nonzeros, cast(Grid | None, grid), nibbles)
 
 
 def _layer(value: object, name: str, where: str) -> LayerRecord:
