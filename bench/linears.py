@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import measure
@@ -79,7 +79,11 @@ def points(
     """Yield functions that make the lines of a table, one shape after the other."""
     for shape in shapes:
         for count in rows:
-            yield lambda shape=shape, count=count: problem(op, shape, threads, threads).point(count)  # type: ignore[misc]
+            yield partial(_point, op, shape, count, threads)
+
+
+def _point(op: str, shape: tuple[int, int], rows: int, threads: int) -> Point:
+    return problem(op, shape, threads, threads).point(rows)
 
 
 @lru_cache(maxsize=1)

@@ -45,13 +45,18 @@ class Effort:
 QUICK, FULL = Effort(9, 4.0), Effort(25, 20.0)
 
 
-def l3_bytes() -> int:
-    """Size of the L3 cache that the system reports; 64 MB where it reports none."""
+def cache_bytes(level: int) -> int:
+    """Size of the L2 or L3 cache that the system reports; 1 or 64 MB where it reports none."""
     try:
-        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip()
+        size = Path(f"/sys/devices/system/cpu/cpu0/cache/index{level}/size").read_text().strip()
     except OSError:
-        return 64_000_000
-    return int(size.rstrip("K")) * 1024 if size.endswith("K") else 64_000_000
+        size = ""
+    return int(size.rstrip("K")) * 1024 if size.endswith("K") else {2: 1_000_000, 3: 64_000_000}[level]
+
+
+def tier_of(nbytes: float) -> str:
+    """Tier of the smallest cache that holds so many bytes."""
+    return "L2" if nbytes <= cache_bytes(2) else "L3" if nbytes <= cache_bytes(3) else "DRAM"
 
 
 @contextlib.contextmanager
@@ -74,9 +79,9 @@ def rotated_bytes() -> int:
     if _tier == "L2":
         return 1
     if _tier == "L3":
-        return min(32_000_000, l3_bytes() // 2)
+        return min(32_000_000, cache_bytes(3) // 2)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(3 * l3_bytes() // 2, min(300_000_000, free // 32))
+    return max(3 * cache_bytes(3) // 2, min(300_000_000, free // 32))
 
 
 def copies(nbytes: int) -> int:

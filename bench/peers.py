@@ -20,11 +20,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import chains
+import int4
 import linears
 import measure
+import recurrent
 import torch
 import vectors
 from contestants import Point
@@ -35,7 +38,8 @@ from rich.table import Table
 from pycompress import kernels
 from pycompress.progress import track
 
-GOAL = {"int8_linear": 1.0, "sparse_linear": 1.0, "scoring": 10.0}
+GOAL = {"int8_linear": 1.0, "int4_linear": 1.0, "rnn": 1.0, "ffn": 1.0, "sparse_linear": 1.0, "scoring": 10.0}
+LINEAR = ("int8_linear", "int4_linear", "sparse_linear")  # the others have one copy of their weights
 ALIASES = {"kth_magnitude": "scoring"}
 
 # level: oneDNN, FBGEMM, MKL, ATen. Each library reads its own variable, and the first alone limits neither of the next.
@@ -55,24 +59,35 @@ Shape = tuple[int, int]
 Row = dict[str, Any]
 
 
-def _scoring_points(threads: int) -> Iterator[Callable[[], Point]]:
-    def point() -> Point:
-        problem = vectors.kth_magnitude()
-        level = kernels.isa_name() if kernels.backend_name() == "native" else kernels.backend_name()
-        return Point(list(problem.shape), None, level, "kth_magnitude", problem.calls, ("torch kthvalue",))
-
-    yield point
+def _scoring_point() -> Point:
+    problem = vectors.kth_magnitude()
+    level = kernels.isa_name() if kernels.backend_name() == "native" else kernels.backend_name()
+    return Point(
+        list(problem.shape), None, level, "kth_magnitude", problem.calls, ("torch kthvalue",), None, problem.nbytes
+    )
 
 
 def _points(op: str, arguments: argparse.Namespace, threads: int) -> list[Callable[[], Point]]:
+    """Return functions that make the lines of an operation's table: its corners, all of it, or what was asked for."""
+    quick = arguments.quick
     if op == "scoring":
-        return list(_scoring_points(threads))
-    name = "int8_linear static" if arguments.static and op == "int8_linear" else op
+        return [_scoring_point]
+    if op == "ffn":
+        return list(chains.points(arguments.rows or chains.ROWS, threads))
+    if op == "rnn":
+        return list(recurrent.points(arguments.rows or recurrent.BATCHES, threads))
     smallest = measure.rotated_bytes() / measure.MAX_COPIES
-    fitting = [shape for shape in arguments.shapes if shape[0] * shape[1] >= smallest or arguments.tier != "DRAM"]
-    for out, inputs in sorted(set(arguments.shapes) - set(fitting)):
+    shapes = arguments.shapes or (linears.CORNERS[0] if quick else linears.SHAPES)
+    fitting = [shape for shape in shapes if shape[0] * shape[1] >= smallest or arguments.tier != "DRAM"]
+    for out, inputs in sorted(set(shapes) - set(fitting)):
         print(f"peers.py: {out}x{inputs} is too small for the DRAM tier and left out", file=sys.stderr)
-    return list(linears.points(name, fitting, arguments.rows, threads))
+    rows = arguments.rows or (linears.CORNERS[1] if quick else linears.ROWS)
+    if op == "int4_linear":
+        few = [count for count in rows if count < 512 or arguments.rows]
+        return list(int4.points(fitting, few, threads, int4.GROUPS[:1] if quick else int4.GROUPS))
+    return list(
+        linears.points(f"{op} static" if arguments.static and op == "int8_linear" else op, fitting, rows, threads)
+    )
 
 
 def _row(op: str, point: Point, effort: measure.Effort, limited: bool) -> Row:
@@ -85,6 +100,7 @@ def _row(op: str, point: Point, effort: measure.Effort, limited: bool) -> Row:
         "op": op,
         "shape": point.shape,
         "rows": point.rows,
+        "tier": measure.tier_of(point.nbytes),
         "level": point.level,
         "format": point.format,
         "ours_us": times.median(OURS) * 1e6,
@@ -119,9 +135,8 @@ def measured(op: str, threads: int, arguments: argparse.Namespace) -> list[Row]:
     with measure.threads(threads), measure.memory(arguments.tier):
         points = _points(op, arguments, threads)
         for make in track(points, f"{op}, {threads} thread{'s' * (threads > 1)}"):
-            row = _row(op, make(), effort, limited)
-            # scoring reads 100 MB once: more than most L3 caches hold
-            found.append(row | {"threads": threads, "tier": "DRAM" if op == "scoring" else arguments.tier})
+            row = _row(op, make(), effort, limited) | {"threads": threads}
+            found.append(row | ({"tier": arguments.tier} if op in LINEAR else {}))
     disturbed = sum(row["disturbed"] for row in found)
     if disturbed:
         print(
@@ -139,10 +154,11 @@ def _binds(level: str) -> bool:
 
 def _in_a_process(op: str, threads: int, arguments: argparse.Namespace) -> list[Row]:
     command = [sys.executable, __file__, "--here", "--json", "--op", op, "--threads", str(threads)]
-    command += ["--shapes", *(f"{out}x{inputs}" for out, inputs in arguments.shapes), "--tier", arguments.tier]
-    command += ["--rows", *map(str, arguments.rows), *(["--quick"] if arguments.quick else [])]
-    command += ["--static"] if arguments.static else []
+    command += ["--tier", arguments.tier]
+    command += ["--shapes", *(f"{out}x{inputs}" for out, inputs in arguments.shapes)] if arguments.shapes else []
+    command += ["--rows", *map(str, arguments.rows)] if arguments.rows else []
     command += ["--level", arguments.level] if arguments.level else []
+    command += [f"--{name}" for name in ("quick", "static") if getattr(arguments, name)]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | level_environment(arguments))
     if result.returncode != 0:
         print(f"peers.py: measuring {op} with {threads} threads failed, see above", file=sys.stderr)
@@ -206,7 +222,7 @@ def _shape(text: str) -> Shape:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/peers.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--op", default="all", choices=[*GOAL, *ALIASES, "all"])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
+    parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="by default 1 and 2, for ffn 1")
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="OUTxIN")
     parser.add_argument("--rows", nargs="+", type=int, metavar="N")
     parser.add_argument("--tier", choices=measure.TIERS, default="L3", help="where layers find their weights")
@@ -218,11 +234,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="a list of rows on stdout, times in microseconds")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # one number of threads, in this process
     arguments = parser.parse_args()
-    corners = linears.CORNERS if arguments.quick else (linears.SHAPES, linears.ROWS)
-    arguments.shapes, arguments.rows = arguments.shapes or corners[0], arguments.rows or corners[1]
-    if min(*arguments.threads, *arguments.rows, *(size for shape in arguments.shapes for size in shape), 1) < 1:
+    sizes = [size for shape in arguments.shapes or [] for size in shape]
+    if min([*(arguments.threads or []), *(arguments.rows or []), *sizes], default=1) < 1:
         parser.error("--threads, --rows and --shapes must be positive")
     return arguments
+
+
+def _threads(op: str) -> list[int]:
+    return [1] if op == "ffn" else [1, 2]
 
 
 def main() -> int:
@@ -231,7 +250,12 @@ def main() -> int:
     op = ALIASES.get(arguments.op, arguments.op)
     run = measured if arguments.here else _in_a_process
     names = GOAL if op == "all" else [op]
-    rows = [row for name in names for threads in arguments.threads for row in run(name, threads, arguments)]
+    rows = [
+        row
+        for name in names
+        for threads in arguments.threads or _threads(name)
+        for row in run(name, threads, arguments)
+    ]
     if arguments.json:
         print(json.dumps(rows))
     if arguments.here:
