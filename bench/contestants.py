@@ -60,6 +60,8 @@ class Point:
         Operations (a multiplication and an addition are two) and bytes that one call of ours must move.
     nbytes : int
         Bytes that our copies rotate through.
+    kind : "int8" or "fp32"
+        What the operations multiply.
     """
 
     shape: list[Any]
@@ -70,6 +72,7 @@ class Point:
     eligible: tuple[str, ...]
     work: tuple[float, float] | None = None
     nbytes: int = 0
+    kind: str = "int8"
 
 
 def checked_calls(

@@ -48,7 +48,8 @@ def point(shape: tuple[int, int], group: int, activations: str, rows: int, threa
     eligible = tuple(name for name in calls if "int4" in name)
     rotated = packed.nbytes * len(contestants[OURS].copies)
     format = f"Int4(group={group}, activations={activations!r})"
-    return Point(list(shape), rows, packed.kernel.rpartition("/")[2], format, calls, eligible, work, rotated)
+    level, kind = packed.kernel.rpartition("/")[2], "fp32" if activations == "float32" else "int8"
+    return Point(list(shape), rows, level, format, calls, eligible, work, rotated, kind)
 
 
 def check_calls(

@@ -65,7 +65,8 @@ class Problem:
         eligible = ("torch fp32",) if self.op == "sparse_linear" else tuple(name for name in calls if is_int8(name))
         rotated = self.nbytes * len(self.contestants[OURS].copies)
         level = self.level.rpartition("/")[2]
-        return Point(list(self.shape), rows, level, self.format, calls, eligible, self.work(rows), rotated)
+        work, kind = self.work(rows), "fp32" if self.op == "sparse_linear" else "int8"
+        return Point(list(self.shape), rows, level, self.format, calls, eligible, work, rotated, kind)
 
 
 def is_int8(name: str) -> bool:

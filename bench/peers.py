@@ -25,6 +25,7 @@ from typing import Any
 
 import chains
 import int4
+import limits
 import linears
 import measure
 import recurrent
@@ -90,14 +91,16 @@ def _points(op: str, arguments: argparse.Namespace, threads: int) -> list[Callab
     )
 
 
-def _row(op: str, point: Point, effort: measure.Effort, limited: bool) -> Row:
+def _row(op: str, point: Point, threads: int, effort: measure.Effort, limited: bool) -> Row:
     eligible = [name for name in point.eligible if not (limited and name.startswith(UNLIMITED))]
     likely = min(eligible, key=lambda name: measure.rough_seconds(point.calls[name]))
     times = measure.interleaved({name: point.calls[name] for name in (OURS, likely)} | dict(point.calls), effort)
     baseline = times.best_peer(eligible)
     ratio, low, high = times.ratio(baseline, OURS)
+    allowed = limits.seconds(point.work, point.kind, point.level, point.nbytes, threads)
     return {
         "op": op,
+        "threads": threads,
         "shape": point.shape,
         "rows": point.rows,
         "tier": measure.tier_of(point.nbytes),
@@ -108,7 +111,7 @@ def _row(op: str, point: Point, effort: measure.Effort, limited: bool) -> Row:
         "ratio": ratio,
         "ratio_low": low,
         "ratio_high": high,
-        "limit_share": None,
+        "limit_share": None if allowed is None else allowed / times.median(OURS),
         "baseline": baseline,
         "disturbed": times.disturbed(baseline, OURS),
     }
@@ -135,7 +138,7 @@ def measured(op: str, threads: int, arguments: argparse.Namespace) -> list[Row]:
     with measure.threads(threads), measure.memory(arguments.tier):
         points = _points(op, arguments, threads)
         for make in track(points, f"{op}, {threads} thread{'s' * (threads > 1)}"):
-            row = _row(op, make(), effort, limited) | {"threads": threads}
+            row = _row(op, make(), threads, effort, limited)
             found.append(row | ({"tier": arguments.tier} if op in LINEAR else {}))
     disturbed = sum(row["disturbed"] for row in found)
     if disturbed:

@@ -72,6 +72,7 @@ void in_chunks(std::size_t rows, double operations_per_row, Isa isa, int threads
 void bind_convolution(py::module_& m);
 void bind_int4(py::module_& m);
 void bind_matmul(py::module_& m);
+void bind_limits(py::module_& m);
 void bind_vectors(py::module_& m);
 
 }  // namespace pycompress

@@ -49,5 +49,6 @@ PYBIND11_MODULE(_native, m) {
   bind_convolution(m);
   bind_int4(m);
   bind_matmul(m);
+  bind_limits(m);
   bind_vectors(m);
 }
