@@ -87,7 +87,7 @@ def _contestants(
     no_bias = torch.zeros(shape[0])
     four, eight = Int4(group=group, activations=activations), Int8()
     exact = activations == "float32"
-    packed = [kernels.pack(dense, four) for _ in range(measure.copies(nbytes))]
+    packed = [kernels.pack(integers, four, scale=scale) for _ in range(measure.copies(nbytes))]
     plain = [kernels.pack(dense, eight) for _ in range(measure.copies(integers.size))]
     contestants = {
         "torch fp32": torch_linear(dense, no_bias, torch.float32, SLACK),
