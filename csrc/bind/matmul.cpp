@@ -15,9 +15,7 @@ namespace {
 
 class Int8State {
  public:
-  template <class At>
-  Int8State(std::size_t out, std::size_t in, Isa level, At at)
-      : kernel(find<int8_linear_call>(level)), packed_(out, in, at) {}
+  Int8State(Isa level, Int8Packed packed) : kernel(find<int8_linear_call>(level)), packed_(std::move(packed)) {}
 
   void set(const Floats& scale, const std::optional<Floats>& bias, std::optional<float> input_scale) {
     packed_.set(scale.data(), bias ? bias->data() : nullptr, input_scale.value_or(0.0f));
@@ -121,8 +119,8 @@ std::shared_ptr<Int8State> pack_int8(const Bytes& weight, const Floats& scale, c
                                      std::optional<float> input_scale, const std::string& isa) {
   const auto out = static_cast<std::size_t>(weight.shape(0)), in = static_cast<std::size_t>(weight.shape(1));
   const std::int8_t* from = weight.data();
-  auto state = std::make_shared<Int8State>(out, in, parse(isa),
-                                           [=](std::size_t o, std::size_t i) { return from[o * in + i]; });
+  const auto at = [=](std::size_t o, std::size_t i) { return from[o * in + i]; };
+  auto state = std::make_shared<Int8State>(parse(isa), Int8Packed(out, in, at));
   state->set(scale, bias, input_scale);
   return state;
 }
@@ -136,7 +134,7 @@ py::array_t<std::int32_t> int8_matmul(const Bytes& a, const Bytes& b, int thread
   std::optional<Int8State> packed;
   {
     py::gil_scoped_release release;
-    packed.emplace(out, in, level, [=](std::size_t o, std::size_t i) { return from[i * out + o]; });
+    packed.emplace(level, Int8Packed::transposed(from, in, out));
   }
   const int8_weight* weight = &packed->weight();
   const int activation = 0;
