@@ -31,5 +31,9 @@ def as_input(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile function for the kernels that call it; the compiler decides whether to inline it."""
+    """Compile function for the kernels that call it; the compiler decides whether to inline it.
+
+    A kernel kept on disk is not compiled again when a function of another file changes: after such a change remove
+    `__pycache__`.
+    """
     return cast("Callable[..., Any]", njit(error_model="numpy")(function))
