@@ -180,8 +180,8 @@ Pool& get_pool() {
 }
 
 struct Scratch {
-  void* data[4] = {};
-  std::size_t bytes[4] = {};
+  void* data[5] = {};
+  std::size_t bytes[5] = {};
   ~Scratch() {
     for (void* p : data) std::free(p);
   }

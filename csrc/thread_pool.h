@@ -33,7 +33,8 @@ void parallel_for(std::size_t count, int threads, Body&& body) {
 std::size_t chunk_count(std::size_t units, double total_us, int threads);
 
 // Scratch memory of the calling thread, 64-byte aligned, valid until its next call with the same slot; for use by code
-// that runs outside bodies. Slots are 0..3.
+// that runs outside bodies. Slots are 0..3, and 4 for what lies between
+// two kernels.
 void* scratch(int slot, std::size_t bytes);
 
 }  // namespace pycompress

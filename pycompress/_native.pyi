@@ -59,6 +59,23 @@ class ConvState:
     @property
     def nbytes(self) -> int: ...
 
+class RecurrentState:
+    def run(
+        self,
+        x: NDArray[np.float32],
+        starts: NDArray[np.uint64],
+        h: NDArray[np.float32],
+        c: NDArray[np.float32],
+        y: NDArray[np.float32],
+        backwards: bool,
+        threads: int,
+    ) -> None: ...
+    def unpack(self) -> tuple[NDArray[np.int8], NDArray[np.int8], NDArray[np.int8] | None]: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
 def levels() -> list[str]: ...
 def kernels() -> dict[str, list[str]]: ...
 def pack_int4(
@@ -80,6 +97,19 @@ def pack_int8(
     input_scale: float | None,
     isa: str,
 ) -> Int8State: ...
+def pack_recurrent(
+    cell: str,
+    input_weight: NDArray[np.int8],
+    input_weight_scale: NDArray[np.float32],
+    input_bias: NDArray[np.float32],
+    input_scale: float | None,
+    recurrent_weight: NDArray[np.int8],
+    recurrent_scale: NDArray[np.float32],
+    recurrent_bias: NDArray[np.float32],
+    projection_weight: NDArray[np.int8] | None,
+    projection_scale: NDArray[np.float32] | None,
+    isa: str,
+) -> RecurrentState: ...
 def pack_sparse(weight: NDArray[np.float32], bias: NDArray[np.float32] | None, isa: str) -> SparseState: ...
 def pack_conv(
     weight: NDArray[np.int8],

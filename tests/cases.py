@@ -7,6 +7,7 @@ use, computes the truth without that backend, and compares the two.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import cases_convolution
 import cases_int4
+import cases_recurrent
 import numpy as np
 from scipy.special import expit, ndtr
 
@@ -370,6 +372,8 @@ OPERATIONS = {
         Operation("int4_linear", cases_int4.weight_only, run_linear, cases_int4.truth, cases_int4.tolerance),
         Operation("int4_int8_linear", cases_int4.quantized, run_linear, _by_reference(run_linear)),
         Operation("sparse_linear", _sparse_linear, run_linear, float_truth, float_tolerance),
+        Operation("lstm", functools.partial(cases_recurrent.make, "lstm"), cases_recurrent.run, cases_recurrent.truth),
+        Operation("gru", functools.partial(cases_recurrent.make, "gru"), cases_recurrent.run, cases_recurrent.truth),
         Operation("int8_matmul", _int8_matmul, lambda p: kernels.int8_matmul(**p), _matmul_truth),
         Operation("quantize", _quantize, lambda p: tuple(kernels.quantize(**p)), _quantize_truth),
         Operation("dequantize", _dequantize, lambda p: kernels.dequantize(**p), _dequantize_truth),

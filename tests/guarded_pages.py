@@ -6,11 +6,12 @@ import sys
 
 import cases
 import cases_convolution
+import cases_recurrent
 import numpy as np
 
 from pycompress import kernels
 from pycompress.formats import Int8, Sparse
-from pycompress.kernels import backends
+from pycompress.kernels import backends, recurrent
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 66, 127, 128, 129, 130, 200)
 _PAGE = mmap.PAGESIZE
@@ -59,6 +60,22 @@ def into_guarded_outputs(problem, side):
         pixels = int(np.prod(expected.shape[2:]))
         packed._native.into(x.ctypes.data, y.ctypes.data, x.shape[0], rows, x.shape[-1], pixels, 0, 2)
         assert np.array_equal(cases.bits(y), cases.bits(expected))
+    elif "weight_hh" in problem:
+        packed, shape, sizes = cases_recurrent.pack(problem), problem["x"].shape, problem["batch_sizes"]
+        expected, *_ = cases_recurrent.run(problem | {"h": None, "c": None, "backwards": False})
+        x = problem["x"].reshape(int(np.prod(shape[:-1])), packed.input_size)
+        sizes = [shape[1]] * shape[0] if sizes is None else sizes
+        starts = np.cumsum([0, *sizes]).astype(np.uint64)
+        h, c, y = (
+            guarded(np.zeros((rows, columns), np.float32), side)
+            for rows, columns in (
+                (sizes[0] if sizes else 0, packed.out_size),
+                (sizes[0] if sizes else 0, packed.hidden_size),
+                (int(starts[-1]), packed.out_size),
+            )
+        )
+        recurrent.run_layer(packed, x, starts, h, c, y, False, 2)
+        assert np.array_equal(cases.bits(y), cases.bits(expected.reshape(y.shape)))
     elif "activation" in problem and "residual" not in problem:
         keys = ("weight", "bias", "scale", "input_scale", "zero_point", "multiplier")
         arguments = {key: problem.get(key) for key in keys}

@@ -30,6 +30,7 @@ class Array(NamedTuple):
     shapes: tuple = ()
     finite: bool = True
     only_float32: bool = False
+    right: tuple = (4,)  # a right shape, where the valid value is None
 
 
 class Integers(NamedTuple):
@@ -50,6 +51,10 @@ class Choice(NamedTuple):
     """One of a closed set of values."""
 
 
+class States(NamedTuple):
+    """A tuple of h [2, 1] and c [2, 1]."""
+
+
 class Listed(NamedTuple):
     """A list: wrong ones, beside what is no list and lists of other things."""
 
@@ -61,6 +66,8 @@ INTEGERS = np.ones((3, 3), np.int8)
 PACKED = kernels.pack(np.ones((4, 3), np.float32), Int8())
 KERNEL = np.ones((4, 1, 2, 3), np.float32)
 CONV = kernels.pack_conv(KERNEL, padding=1, groups=2)
+LSTM = kernels.pack_lstm(np.ones((4, 3), np.float32), np.ones((4, 1), np.float32))
+GRU = kernels.pack_gru(np.ones((6, 3), np.float32), np.ones((6, 2), np.float32))
 SQUARE = kernels.pack(np.ones((4, 4), np.float32), Int8())
 
 
@@ -147,6 +154,70 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "activation": Choice(),
         },
     ),
+    "PackedRecurrent": ({}, {"fields": Anything()}),
+    "pack_lstm": (
+        _valid(
+            weight_ih=ROWS,
+            weight_hh=np.ones((4, 4), np.float32),
+            bias_ih=None,
+            bias_hh=None,
+            format=Int8(),
+            weight_hr=np.ones((4, 1), np.float32),
+            scale_ih=None,
+            scale_hh=None,
+            scale_hr=None,
+            input_scale=None,
+        ),
+        {
+            "weight_ih": Array(((3,), (2, 3, 4), (), (3, 3))),
+            "weight_hh": Array(((3,), (4, 3), (8, 4), (4, 4, 1), ())),
+            "weight_hr": Array(((3,), (4, 2), (4, 0), (4, 1, 1), ())),
+            **dict.fromkeys(("bias_ih", "bias_hh"), Array(((3,), (4, 1), (1, 4), (5,), (0,), (1,)))),
+            **dict.fromkeys(("scale_ih", "scale_hh", "scale_hr"), Array(((3,), (4, 2), (5,), (0,), (2, 2)))),
+            "format": Choice(),
+            "input_scale": Number((0.0, -1.0, 1e-46, 1e39, 10**400, *INFINITE)),
+        },
+    ),
+    "pack_gru": (
+        _valid(
+            weight_ih=np.ones((6, 3), np.float32),
+            weight_hh=np.ones((6, 2), np.float32),
+            format=Int8(),
+            bias_ih=None,
+            bias_hh=None,
+            scale_ih=None,
+            scale_hh=None,
+            input_scale=None,
+        ),
+        {
+            "weight_ih": Array(((3,), (2, 3, 4), (), (4, 3))),
+            "weight_hh": Array(((3,), (6, 3), (3, 2), (6, 2, 1), ())),
+            **dict.fromkeys(("bias_ih", "bias_hh"), Array(((3,), (6, 1), (1, 6), (5,), (0,), (1,)), right=(6,))),
+            **dict.fromkeys(("scale_ih", "scale_hh"), Array(((3,), (6, 2), (5,), (0,), (2, 2)), right=(6,))),
+            "format": Choice(),
+            "input_scale": Number((0.0, -1.0, 1e-46, 1e39, 10**400, *INFINITE)),
+        },
+    ),
+    "lstm": (
+        _valid(x=ROWS, packed=LSTM, state=None, backwards=True, batch_sizes=[2, 1, 1]),
+        {
+            "x": Array(((), (4,), (2, 4), (1, 4, 3), (0,)), finite=False),
+            "packed": Choice(),
+            "state": States(),
+            "backwards": Choice(),
+            "batch_sizes": Listed(([1, 2, 1], [2, 2, 1], [4, 0], [5, -1], [2**70], [2.0, 2.0], [True, 3], GRU)),
+        },
+    ),
+    "gru": (
+        _valid(x=ROWS, packed=GRU, state=None, backwards=False, batch_sizes=[2, 1, 1]),
+        {
+            "x": Array(((), (4,), (2, 4), (1, 4, 3), (0,)), finite=False),
+            "packed": Choice(),
+            "state": Array(((2,), (2, 3), (1, 2), (2, 2, 1), ()), finite=False, right=(2, 2)),
+            "backwards": Choice(),
+            "batch_sizes": Listed(([1, 2, 1], [2, 2, 1], [4, 0], [5, -1], [2**70], [2.0, 2.0], [True, 3], LSTM)),
+        },
+    ),
     "int8_matmul": (
         _valid(a=INTEGERS, b=INTEGERS),
         {"a": Integers(shapes=((3,), (1, 3, 3), ())), "b": Integers(shapes=((3,), (1, 3, 3), (), (4, 3), (0, 3)))},
@@ -192,6 +263,9 @@ NONE_IS_LEGAL = {
     ("conv", "activation"),
     ("pack", "zero_point"),
     ("pack", "multiplier"),
+    *(("pack_lstm", name) for name in ("bias_ih", "bias_hh", "scale_ih", "scale_hh", "scale_hr", "input_scale")),
+    *(("pack_gru", name) for name in ("bias_ih", "bias_hh", "scale_ih", "scale_hh", "input_scale")),
+    *((name, argument) for name in ("lstm", "gru") for argument in ("state", "batch_sizes")),
     ("linear", "activation"),
     ("linear", "residual"),
     ("linear", "output_scale"),
@@ -235,8 +309,8 @@ def wrong_values(function, name, kind, right):
             yield from ([ROWS, wrong] for wrong in wrong_arrays((4, 3), (), (np.float32, np.float16)))
             yield [ROWS, np.full((3, 3), np.nan, np.float32)]
             return
-        shape = (4,) if right is None else right.shape
-        scalar_is_legal = function.startswith("pack") and name == "scale"
+        shape = kind.right if right is None else right.shape
+        scalar_is_legal = function.startswith("pack") and name.startswith("scale")
         for wrong in wrong_arrays(shape, kind.shapes, (np.float32, np.float16)):
             if not (scalar_is_legal and isinstance(wrong, float)):
                 yield wrong
@@ -252,10 +326,10 @@ def wrong_values(function, name, kind, right):
                 array.flat[-1] = value
                 yield array
             yield torch.full(shape, value, dtype=torch.bfloat16)
-        if (function, name) == ("pack", "scale"):
+        if scalar_is_legal:
             yield from (
-                np.zeros(4, np.float32),
-                -np.ones(4, np.float32),
+                np.zeros(shape, np.float32),
+                -np.ones(shape, np.float32),
                 0.0,
                 -1.0,
                 np.nan,
@@ -264,6 +338,21 @@ def wrong_values(function, name, kind, right):
                 True,
                 10**400,
             )
+    elif isinstance(kind, States):
+        h, c = np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32)
+        yield from (
+            h,
+            "hc",
+            3,
+            [h, c],
+            (h,),
+            (h, c, c),
+            (None, c),
+            (h, None),
+            (h[0], c),
+            (h, c[:1]),
+            (h, np.zeros((2, 2))),
+        )
     elif isinstance(kind, Listed):
         yield from (*kind.wrong, "text", 3.5, object(), {}, [None, "x"], [3], [[], []], np.ones(2), torch.ones(2))
     elif isinstance(kind, Integers):

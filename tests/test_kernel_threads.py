@@ -53,6 +53,10 @@ def large_problem(name, implementation):
             "padding": ((1, 1), (1, 1)),
             "dilation": (1, 1),
         }
+    if name in ("lstm", "gru"):
+        problem = cases.OPERATIONS[name].make(rng, 3 * 40, 300 // small, 515 // small)
+        x = rng.normal(size=(3, 40, 300 // small)).astype(np.float32)
+        return problem | {"x": x, "h": None, "c": None, "batch_sizes": None, "input_scale": None}
     if name == "int8_matmul":
         return {key: rng.integers(-128, 128, (411 // small, 411 // small)).astype(np.int8) for key in "ab"}
     x = rng.normal(size=(1025, 1111)).astype(np.float32)

@@ -158,11 +158,11 @@ def test_half_precision_is_widened_exactly(name, half, implementation):
         if name == "int8_linear" and wide["scale"] is not None:
             narrow["scale"] = wide["scale"] = np.maximum(wide["scale"], np.float32(0.01))
         got, expected = run(name, narrow), run(name, wide)
-        if name.endswith(("linear", "conv")):  # the result comes back in the dtype of x
-            assert got[0].dtype == (np.float16 if half == "float16" else torch.bfloat16)
+        if name.endswith(("linear", "conv", "lstm", "gru")):  # the results come back in the dtype of x
+            assert all(part.dtype == (np.float16 if half == "float16" else torch.bfloat16) for part in got)
             with np.errstate(over="ignore"):
-                rounded = torch.from_numpy(expected[0]).to(getattr(torch, half)).float()
-            got, expected = (np.asarray(torch.as_tensor(got[0]).float()),), (np.asarray(rounded),)
+                expected = [torch.from_numpy(part).to(getattr(torch, half)).float().numpy() for part in expected]
+            got = [torch.as_tensor(part).float().numpy() for part in got]
         assert_same(got, expected, cases.describe(problem))
 
 

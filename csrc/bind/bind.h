@@ -73,6 +73,7 @@ void bind_convolution(py::module_& m);
 void bind_int4(py::module_& m);
 void bind_matmul(py::module_& m);
 void bind_limits(py::module_& m);
+void bind_recurrent(py::module_& m);
 void bind_vectors(py::module_& m);
 
 }  // namespace pycompress

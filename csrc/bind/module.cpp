@@ -50,5 +50,6 @@ PYBIND11_MODULE(_native, m) {
   bind_int4(m);
   bind_matmul(m);
   bind_limits(m);
+  bind_recurrent(m);
   bind_vectors(m);
 }

@@ -26,11 +26,13 @@ from .backends import (
 from .convolution import PackedConv, conv, pack_conv
 from .ops import int8_matmul, linear, linear_chain
 from .packed import PackedWeight, pack
+from .recurrent import PackedRecurrent, gru, lstm, pack_gru, pack_lstm
 from .selection import apply_threshold, kth_magnitude, l1_scores, l2_scores
 from .uniform import Quantized, dequantize, quantize
 
 __all__ = [
     "PackedConv",
+    "PackedRecurrent",
     "PackedWeight",
     "Quantized",
     "apply_threshold",
@@ -39,6 +41,7 @@ __all__ = [
     "conv",
     "dequantize",
     "get_num_threads",
+    "gru",
     "int8_matmul",
     "isa_levels",
     "isa_name",
@@ -47,8 +50,11 @@ __all__ = [
     "l2_scores",
     "linear",
     "linear_chain",
+    "lstm",
     "pack",
     "pack_conv",
+    "pack_gru",
+    "pack_lstm",
     "quantize",
     "set_num_threads",
     "use_backend",

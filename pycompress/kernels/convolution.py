@@ -13,7 +13,7 @@ from ..formats import Int8
 from . import arrays, backends
 from .arrays import ArrayLike
 from .ops import Activation, activation_code
-from .packed import integers_of, positive, vector
+from .packed import checked_bias, checked_scale, integers_of, positive
 
 Sizes = int | Sequence[int]
 Padding = Literal["same", "valid"] | int | Sequence[int] | Sequence[tuple[int, int]]
@@ -229,10 +229,8 @@ def pack_conv(
     strides, dilations = _each(stride, "stride", sides, 1), _each(dilation, "dilation", sides, 1)
     borders = _borders(padding, array.shape[2:], strides, dilations)
     out = array.shape[0]
-    bias_array = None if bias is None else vector(bias, "bias", out) + np.float32(0)  # no -0.0
-    scale_array = None if scale is None else vector(scale, "scale", out)
-    if scale_array is not None and not (scale_array > 0).all():
-        raise ValueError(f"scale must be positive, got {float(scale_array.min())}")
+    bias_array = checked_bias(bias, "bias", out)
+    scale_array = checked_scale(scale, "scale", out)
     if input_scale is not None:
         input_scale = positive(input_scale, "input_scale")
     flat, scale_array = integers_of(array.reshape(out, -1), scale_array)

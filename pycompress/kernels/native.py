@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import _native
 from . import backends
-from .reference import DTYPES, Float, Int4Parts, Int8Array, Output
+from .reference import DTYPES, Cell, Float, Int4Parts, Int8Array, Output, Starts
 
 
 def levels() -> list[str]:
@@ -115,6 +115,46 @@ def int8_conv(x: Float, state: _native.ConvState, height: int, width: int, activ
 def int4_linear(x: Float, state: _native.Int4State, activation: int, threads: int) -> Float:
     """Multiply rows [rows, in] with a 4-bit weight."""
     return state.linear(x, activation, threads)
+
+
+def pack_recurrent(
+    cell: Cell,
+    input_weight: NDArray[np.int8],
+    input_weight_scale: Float,
+    input_bias: Float,
+    input_scale: float | None,
+    recurrent_weight: NDArray[np.int8],
+    recurrent_scale: Float,
+    recurrent_bias: Float,
+    projection_weight: NDArray[np.int8] | None,
+    projection_scale: Float | None,
+) -> _native.RecurrentState:
+    """Lay the weights of an LSTM or GRU out in panels, the recurrent one by blocks of units with all their gates."""
+    inputs = (input_weight, input_weight_scale, input_bias, input_scale)
+    recurrent = (recurrent_weight, recurrent_scale, recurrent_bias)
+    isa = backends.isa_name()
+    return _native.pack_recurrent(cell, *inputs, *recurrent, projection_weight, projection_scale, isa)
+
+
+def unpack_recurrent(
+    state: _native.RecurrentState,
+) -> tuple[NDArray[np.int8], NDArray[np.int8], NDArray[np.int8] | None]:
+    """Return the integers of the input, recurrent and projection weights."""
+    return state.unpack()
+
+
+def int8_recurrent(
+    x: Float,
+    starts: Starts,
+    h: Float,
+    c: Float,
+    y: Float,
+    state: _native.RecurrentState,
+    backwards: bool,
+    threads: int,
+) -> None:
+    """Run a sequence x [rows, in]; updates h [batch, out] and c [batch, hidden], writes y [rows, out]."""
+    state.run(x, starts, h, c, y, backwards, threads)
 
 
 def sparse_linear(x: Float, state: _native.SparseState, activation: int, threads: int) -> Float:

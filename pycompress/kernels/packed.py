@@ -241,19 +241,17 @@ def pack(
     if array.ndim != 2:
         raise ValueError(f"weight must be 2-D [out_features, in_features], got {arrays.describe(weight)}")
     out_features, in_features = array.shape
-    bias_array = None if bias is None else vector(bias, "bias", out_features) + np.float32(0)  # no -0.0
+    bias_array = checked_bias(bias, "bias", out_features)
     if input_scale is not None:
         if isinstance(format, Sparse) or (isinstance(format, Int4) and format.activations != "int8"):
             raise ValueError(f"input_scale must be None with {format}: its activations stay fp32")
         input_scale = positive(input_scale, "input_scale")
     parts = int4.parts(array, format, scale, zero_point, multiplier) if isinstance(format, Int4) else None
-    scale_array: NDArray[Any] | None = None
+    scale_array: Any
     if parts is not None:
         scale_array = parts.scale if parts.channel_scale is None else parts.channel_scale
-    elif scale is not None:
-        scale_array = vector(scale, "scale", out_features)
-        if not (scale_array > 0).all():
-            raise ValueError(f"scale must be positive, got {float(scale_array.min())}")
+    else:
+        scale_array = checked_scale(scale, "scale", out_features)
 
     module = backends.backend()
     if isinstance(format, Int8):
@@ -308,11 +306,25 @@ def integers_of(
     return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
 
 
-def vector(x: ArrayLike, name: str, size: int) -> NDArray[np.float32]:
-    """Return x as finite float32 [size], a copy; a scale may be one number."""
+def checked_bias(bias: ArrayLike | None, name: str, size: int) -> NDArray[np.float32] | None:
+    """Return a copy of a bias [size], without -0.0."""
+    return None if bias is None else _vector(bias, name, size) + np.float32(0)
+
+
+def checked_scale(scale: ArrayLike | None, name: str, size: int) -> NDArray[np.float32] | None:
+    """Return a copy of the scale of integers [size]; one number stands for all."""
+    if scale is None:
+        return None
+    array = _vector(scale, name, size, one_for_all=True)
+    if not (array > 0).all():
+        raise ValueError(f"{name} must be positive, got {float(array.min())}")
+    return array
+
+
+def _vector(x: ArrayLike, name: str, size: int, one_for_all: bool = False) -> NDArray[np.float32]:
     array = np.asarray(_number(x, name)) if isinstance(x, (int, float, np.floating)) else arrays.float32(x, name)
     arrays.finite(array, name)
-    if name == "scale" and array.size == 1:
+    if one_for_all and array.size == 1:
         array = np.broadcast_to(array.reshape(1), (size,))
     if array.shape != (size,):
         raise ValueError(f"{name} must have shape ({size},), got {array.shape}")

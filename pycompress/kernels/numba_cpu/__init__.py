@@ -20,6 +20,7 @@ from .matmul import (
     unpack_int8,
     unpack_sparse,
 )
+from .recurrent import int8_recurrent, pack_recurrent, unpack_recurrent
 from .vectors import apply_threshold, column_scores, dequantize, kth_magnitude, quantize, row_scores
 
 __all__ = [
@@ -30,15 +31,18 @@ __all__ = [
     "int8_conv",
     "int8_linear",
     "int8_matmul",
+    "int8_recurrent",
     "kth_magnitude",
     "pack_conv",
     "pack_int4",
     "pack_int8",
+    "pack_recurrent",
     "pack_sparse",
     "quantize",
     "row_scores",
     "sparse_linear",
     "unpack_int4",
     "unpack_int8",
+    "unpack_recurrent",
     "unpack_sparse",
 ]

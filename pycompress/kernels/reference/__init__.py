@@ -24,11 +24,14 @@ from .matmul import (
     unpack_int8,
     unpack_sparse,
 )
+from .recurrent import GATES, Cell, RecurrentState, Starts, int8_recurrent, pack_recurrent, unpack_recurrent
 from .vectors import apply_threshold, column_scores, dequantize, kth_magnitude, quantize, row_scores
 
 __all__ = [
     "DTYPES",
+    "GATES",
     "ZERO_ROW",
+    "Cell",
     "ConvState",
     "Float",
     "Int4Parts",
@@ -36,7 +39,9 @@ __all__ = [
     "Int8Array",
     "Int8State",
     "Output",
+    "RecurrentState",
     "SparseState",
+    "Starts",
     "apply_threshold",
     "as_output",
     "column_scores",
@@ -45,10 +50,12 @@ __all__ = [
     "int8_conv",
     "int8_linear",
     "int8_matmul",
+    "int8_recurrent",
     "kth_magnitude",
     "pack_conv",
     "pack_int4",
     "pack_int8",
+    "pack_recurrent",
     "pack_sparse",
     "quantize",
     "quantize_rows",
@@ -56,5 +63,6 @@ __all__ = [
     "sparse_linear",
     "unpack_int4",
     "unpack_int8",
+    "unpack_recurrent",
     "unpack_sparse",
 ]
