@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import convolutions
 import linears
 import measure
 import pytest
+import recurrent
 from measure import OURS
 
 
@@ -26,9 +28,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     checking = config.getoption("benchmark_disable")
     threads = sorted(set(config.getoption("threads")))
     values = {
-        "shape": linears.SHAPES[:3] if checking else linears.SHAPES,
+        "shape": linears.SHAPES[1:3] if checking else linears.SHAPES,
         "threads": threads[-1:] if checking else threads,
         "rows": [1, 32] if checking else linears.ROWS,
+        "sequences": [1] if checking else recurrent.BATCHES,
+        "images": [1] if checking else convolutions.BATCHES,
         "batch": [8] if checking else [1, 8, 64],
     }
     for name, points in values.items():

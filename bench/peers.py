@@ -1,9 +1,10 @@
 """Compare this package with its peers on the machine at hand: python bench/peers.py --op int8_linear --quick
 
 Every row of the table is one problem: what we take, what each peer takes (medians in microseconds), and the paired
-ratio to beat with its 95 % interval: baseline / ours. The baseline of the int8 and int4 operations is the fastest
-eligible peer of that very row (the one with the lowest median; float peers stand in the table but are not eligible), of
-sparse layers torch fp32, of scoring torch.kthvalue, where the goal is 10. limit_share is what the limits measured in
+ratio to beat with its 95 % interval: baseline / ours. The baseline is the fastest eligible peer of that very row, the
+one with the lowest median. Eligible are the int8 peers for int8_linear and ffn, the int4 ones for int4_linear, torch's
+dynamic int8 for rnn, torch fp32 for int8_conv and sparse layers, torch.kthvalue for scoring, where the goal is 10; the
+others stand in the table. limit_share is what the limits measured in
 the same run would allow (multiplications, or bytes read from where the weights lie), over what we take. Exit code 1:
 some ratio is below its goal. Exit code 2: wrong arguments, or a contestant failed.
 
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 import chains
+import convolutions
 import int4
 import limits
 import linears
@@ -39,7 +41,8 @@ from rich.table import Table
 from pycompress import kernels
 from pycompress.progress import track
 
-GOAL = {"int8_linear": 1.0, "int4_linear": 1.0, "rnn": 1.0, "ffn": 1.0, "sparse_linear": 1.0, "scoring": 10.0}
+INTEGER = ("int8_linear", "int4_linear", "int8_conv", "rnn", "ffn")
+GOAL = dict.fromkeys(INTEGER, 1.0) | {"sparse_linear": 1.0, "scoring": 10.0}
 LINEAR = ("int8_linear", "int4_linear", "sparse_linear")  # the others have one copy of their weights
 ALIASES = {"kth_magnitude": "scoring"}
 
@@ -77,6 +80,8 @@ def _points(op: str, arguments: argparse.Namespace, threads: int) -> list[Callab
         return list(chains.points(arguments.rows or chains.ROWS, threads))
     if op == "rnn":
         return list(recurrent.points(arguments.rows or recurrent.BATCHES, threads))
+    if op == "int8_conv":
+        return list(convolutions.points(arguments.rows or convolutions.BATCHES, threads, quick))
     smallest = measure.rotated_bytes() / measure.MAX_COPIES
     shapes = arguments.shapes or (linears.CORNERS[0] if quick else linears.SHAPES)
     fitting = [shape for shape in shapes if shape[0] * shape[1] >= smallest or arguments.tier != "DRAM"]
