@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,8 @@ class PackedLayer(nn.Module):
         raise NotImplementedError
 
     def _check_input(self, x: object, name: str = "x") -> None:
+        if type(x) is Tensor and not x.requires_grad:
+            return
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a torch CPU tensor, got {type(x).__name__}")
         if x.requires_grad and torch.is_grad_enabled():
@@ -210,7 +212,8 @@ class PackedLinear(PackedLayer):
         self._check_input(x)
         if torch.compiler.is_compiling():
             return torch_ops.traced_linear(x, self.packed, self.activation)
-        return cast(Tensor, kernels.linear(x, self.packed, self.activation))
+        y: Tensor = kernels.linear(x, self.packed, self.activation)
+        return y
 
     def extra_repr(self) -> str:
         """What ``repr`` shows inside the brackets."""

@@ -18,16 +18,14 @@ def is_tensor(x: object) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
-def is_plain_tensor(x: Any, features: int) -> bool:
-    """Whether x is a contiguous float32 CPU tensor with `features` > 0 in its last dimension that needs no grad."""
+def is_plain_tensor(x: Any) -> bool:
+    """Whether x is a contiguous float32 CPU tensor, not of a subclass, that needs no grad."""
     torch = sys.modules.get("torch")
     return (
         torch is not None
-        and isinstance(x, torch.Tensor)
+        and type(x) is torch.Tensor
         and x.dtype is torch.float32
         and x.is_cpu
-        and x.ndim > 0
-        and x.shape[-1] == features > 0
         and x.layout is torch.strided
         and x.is_contiguous()
         and not x.is_neg()

@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from . import arrays
 
@@ -249,20 +249,27 @@ def get_num_threads(for_torch: bool = False) -> int:
     return _default_threads()
 
 
-_cached_default: tuple[str | None, int] | None = None
+_cached_default: tuple[object, int] | None = None
+
+# What os.environ holds, by its own coded names: looking there takes 0.05 us, os.environ itself 0.8, for every call.
+_variables: Any = getattr(os.environ, "_data", os.environ)
+_NUM_THREADS: Any = (
+    os.environ.encodekey("PYCOMPRESS_NUM_THREADS") if hasattr(os.environ, "_data") else "PYCOMPRESS_NUM_THREADS"
+)
 
 
 def _default_threads() -> int:
     global _cached_default
-    setting = os.environ.get("PYCOMPRESS_NUM_THREADS")
-    if _cached_default is None or _cached_default[0] != setting:
+    coded = _variables.get(_NUM_THREADS)
+    if _cached_default is None or _cached_default[0] != coded:
+        setting = os.environ.get("PYCOMPRESS_NUM_THREADS")
         if setting is None:
             threads = min(_affinity(), _quota())
         elif setting.isdecimal() and int(setting) > 0:
             threads = int(setting)
         else:
             raise ValueError(f"PYCOMPRESS_NUM_THREADS must be a positive integer, got {setting!r}")
-        _cached_default = setting, threads
+        _cached_default = coded, threads
     return _cached_default[1]
 
 

@@ -306,7 +306,7 @@ def conv(x: ArrayLike, packed: PackedConv, activation: Activation | None = None)
         raise TypeError(f"packed must be a PackedConv, got {type(packed).__name__}")
     code = activation_code(activation)
     native, dimensions = packed._native, len(packed.shape)
-    if native is not None and arrays.is_plain_tensor(x, x.shape[-1] if getattr(x, "ndim", 0) == dimensions else 0):
+    if native is not None and arrays.is_plain_tensor(x) and x.ndim == dimensions and x.shape[-1] > 0:
         height, width = _out_sizes(x, packed)  # the short way of the common case
         y = x.new_empty((x.shape[0], packed.out_channels, *(height, width)[4 - dimensions :]))
         rows = x.shape[2] if dimensions == 4 else 1

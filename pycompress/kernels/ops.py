@@ -75,18 +75,20 @@ def linear(
     """
     if not isinstance(packed, PackedWeight):
         raise TypeError(f"packed must be a PackedWeight, got {type(packed).__name__}")
-    code = activation_code(activation)
+    code = 0 if activation is None else activation_code(activation)
     out_features, in_features = packed.shape
     native = packed._native
     if native is not None and residual is None and output_scale is None:  # the short ways of the common cases
         if type(x) is np.ndarray:
             if x.ndim == 2 and x.dtype is _FLOAT32 and x.shape[1] == in_features and x.flags.c_contiguous:
                 return native.linear(x, code, backends.get_num_threads())
-        elif arrays.is_plain_tensor(x, in_features):
-            y = x.new_empty((*x.shape[:-1], out_features))  # float32, whatever the default dtype is
-            threads = backends.get_num_threads(for_torch=True)
-            native.linear_into(x.data_ptr(), y.data_ptr(), x.numel() // in_features, code, threads)
-            return y
+        elif arrays.is_plain_tensor(x):
+            *leading, features = x.shape or (0,)
+            if features == in_features > 0:
+                y = x.new(*leading, out_features)  # float32, whatever the default dtype is; half the time of new_empty
+                threads = backends.get_num_threads(True)
+                native.linear_into(x.data_ptr(), y.data_ptr(), x.numel() // features, code, threads)
+                return y
     array = _rows(x, packed)
     rows = np.ascontiguousarray(array.reshape(int(np.prod(array.shape[:-1])), in_features))
     if isinstance(packed.format, Int8):
