@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pycompress import kernels, torch_ops
-from pycompress.formats import Int8, Sparse
+from pycompress.formats import Int4, Int8, Sparse
 from pycompress.layers import PackedLinear
 
 
@@ -31,6 +31,8 @@ WEIGHTS = {
     "int8-static": lambda: weight(input_scale=0.03),
     "sparse": lambda: weight(Sparse(), bias=torch.arange(7.0)),
     "sparse-int8": lambda: kernels.pack(weight().canonical_weight(), Sparse(), scale=0.5),
+    "int4": lambda: weight(Int4(zero_point=True), bias=torch.arange(7.0)),
+    "int4-int": lambda: weight(Int4(scales="int", activations="int8"), inside=70),
     "no inputs": lambda: weight(inside=0),
 }
 
@@ -60,7 +62,7 @@ def test_bytes_hold_the_weight(kind):
     packed = WEIGHTS[kind]()
     again = torch_ops.from_bytes(torch_ops.to_bytes(packed), packed.shape)
     assert (again.format, again.shape, again.input_scale) == (packed.format, packed.shape, packed.input_scale)
-    for name in ("scale", "bias"):
+    for name in ("scale", "bias", "zero_point", "multiplier"):
         assert np.array_equal(getattr(again, name), getattr(packed, name))
     assert np.array_equal(again.canonical_weight(), packed.canonical_weight())
     x = torch.randn(3, packed.shape[1])
@@ -221,6 +223,8 @@ def forged(change, tail=b""):
         lambda h: h["arrays"].update(weight=["int8", [2**61, 3]]),
         lambda h: h["arrays"].update(weight=["int8", [True, 6]]),
         lambda h: h["arrays"].update(weight=7),
+        lambda h: h.update(format={"name": "Int4", "group": 32}),
+        lambda h: h.update(format={"name": "Int4", "group": 0}),
     ],
 )
 def test_forged_bytes_are_refused(change):
