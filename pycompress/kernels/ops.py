@@ -126,7 +126,7 @@ def _residual(residual: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32
 def linear_chain(
     x: ArrayLike, packed: Sequence[PackedWeight], activations: Sequence[Activation | None] | None = None
 ) -> Any:
-    """Run layers one after the other: the numbers of :func:`linear` called once for each, faster.
+    """Run layers one after the other: the numbers of :func:`linear` called once for each in float32, faster.
 
     Where all weights are Int8 and have the native backend, it is one call: what lies between two layers stays in the
     cache, and becomes int8 at once where the next layer has an ``input_scale``.
@@ -166,9 +166,11 @@ def linear_chain(
         y = weights[0]._module.int8_chain(rows, states, codes, out_features, backends.threads_for(x))
         return arrays.restore(y.reshape(*array.shape[:-1], out_features), x)
     names = activations or [None] * len(weights)
+    half = str(x.dtype).endswith("float16")  # bfloat16 too: between layers everything stays float32
+    y = arrays.like(np.ascontiguousarray(array), x) if half else x
     for weight, name in zip(weights, names, strict=True):
-        x = linear(x, weight, name)
-    return x
+        y = linear(y, weight, name)
+    return arrays.restore(np.asarray(y), x) if half else y
 
 
 def chain_arguments(packed: object, activations: object) -> tuple[list[PackedWeight], list[int]]:
