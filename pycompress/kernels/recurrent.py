@@ -94,6 +94,16 @@ class PackedRecurrent:
     def __reduce__(self) -> tuple[Any, ...]:
         return _pack, (self.cell, self.format, self.canonical(), self.input_scale)
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether there is a bias."""
+        return "bias_ih" in self._vectors or "bias_hh" in self._vectors
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether the hidden state is projected."""
+        return "scale_hr" in self._vectors
+
     def canonical(self) -> dict[str, NDArray[Any]]:
         """Return what files hold: weights int8 in torch's order of gates, scales and biases float32, by name.
 

@@ -1,0 +1,360 @@
+"""Torch modules that run LSTM and GRU on packed int8 weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import kernels
+from .kernels import PackedRecurrent, arrays, backends
+from .kernels import recurrent as steps
+from .layers import LayerDecision, PackedLayer, arrays_like
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_NO_CELL_STATE = np.empty((0, 0), np.float32)
+
+
+class PackedRecurrentLayer(PackedLayer):
+    """What PackedLSTM and PackedGRU have in common.
+
+    Attributes
+    ----------
+    input_size, hidden_size, num_layers, proj_size : int
+    bias, batch_first, bidirectional : bool
+        As those of nn.LSTM.
+
+    Examples
+    --------
+    >>> issubclass(PackedLSTM, PackedRecurrentLayer)
+    True
+    """
+
+    packed: tuple[PackedRecurrent, ...]
+    cell: str
+
+    def __init__(
+        self,
+        packed: Sequence[PackedRecurrent],
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        decision: LayerDecision | None = None,
+    ) -> None:
+        if not isinstance(packed, (tuple, list)) or not all(isinstance(part, PackedRecurrent) for part in packed):
+            raise TypeError(f"packed must be a sequence of PackedRecurrent, got {packed!r:.99}")
+        for name, value in (("bidirectional", bidirectional), ("batch_first", batch_first)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+        directions = 2 if bidirectional else 1
+        if not packed or len(packed) % directions:
+            raise ValueError(f"packed must hold {directions} of each layer, got {len(packed)}")
+        super().__init__(tuple(packed), decision)
+        self.bidirectional, self.batch_first = bidirectional, batch_first
+        width = self.input_size
+        for index, part in enumerate(self.packed):
+            sizes = (part.cell, part.input_size, part.hidden_size, part.out_size)
+            expected = (self.cell, width, self.hidden_size, self.packed[0].out_size)
+            if sizes != expected:
+                raise ValueError(f"packed[{index}] must have cell and sizes {expected}, got {sizes}")
+            if index % directions == directions - 1:
+                width = directions * part.out_size
+
+    @property
+    def input_size(self) -> int:
+        """Size of the last dimension of the input."""
+        return self.packed[0].input_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of the cell's state."""
+        return self.packed[0].hidden_size
+
+    @property
+    def proj_size(self) -> int:
+        """Size of the projected output, 0 without a projection."""
+        return self.packed[0].out_size if self.packed[0].has_projection else 0
+
+    @property
+    def num_layers(self) -> int:
+        """Layers, each with one or two directions."""
+        return len(self.packed) // self._directions
+
+    @property
+    def bias(self) -> bool:
+        """Whether there is a bias."""
+        return self.packed[0].has_bias
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def sizes(self) -> str:
+        """Inputs and outputs, for messages."""
+        return f"{self.input_size} -> {self._directions * self.packed[0].out_size}"
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: nn.LSTM has this method, and models call it."""
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows inside the brackets."""
+        return (
+            f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, bidirectional={self.bidirectional}, "
+            f"batch_first={self.batch_first}, format={self.packed[0].format}, kernel={self.packed[0].kernel!r}"
+        )
+
+    def canonical_tensors(self) -> dict[str, Tensor]:
+        """What ``state_dict`` holds of this layer, by name."""
+        tensors = {}
+        for index, part in enumerate(self.packed):
+            for name, array in part.canonical().items():
+                tensors[name + self._suffix(index)] = torch.from_numpy(array.copy())
+            if part.input_scale is not None:
+                tensors["input_scale" + self._suffix(index)] = torch.tensor(part.input_scale, dtype=torch.float32)
+        return tensors
+
+    def repacked(self, tensors: dict[str, Any]) -> tuple[PackedRecurrent, ...]:
+        """Pack tensors that stand for the canonical ones."""
+        found = arrays_like(self.canonical_tensors(), tensors)
+        parts = []
+        for index in range(len(self.packed)):
+            suffix = self._suffix(index)
+            own = {name.removesuffix(suffix): array for name, array in found.items() if _suffix_of(name) == suffix}
+            parts.append(pack_part(self.cell, own))
+        return tuple(parts)
+
+    def _suffix(self, index: int) -> str:
+        layer, direction = divmod(index, self._directions)
+        return f"_l{layer}" + ("_reverse" if direction else "")
+
+    def _run(self, x: Tensor | PackedSequence, states: list[Any], name: str) -> tuple[Any, list[Tensor]]:
+        """Run all layers; returns the output and the final states, as torch gives them for this input."""
+        sequence = x if isinstance(x, PackedSequence) else None
+        data = x if sequence is None else sequence.data
+        self._check_input(data)
+        data = cast(Tensor, data)
+        rows = arrays.float32(data, "x")
+        batched = True
+        if sequence is not None:
+            starts, batch = steps.packed_starts(sequence.batch_sizes, len(rows))
+        else:
+            batched = rows.ndim == 3
+            if rows.ndim not in (2, 3):
+                raise ValueError(f"x must be 2-D or 3-D, got {arrays.describe(data)}")
+            rows = rows if batched else rows[:, None]
+            rows = rows.swapaxes(0, 1) if self.batch_first and batched else rows
+            count, batch = rows.shape[:2]
+            if count == 0:
+                raise ValueError(f"x must hold at least one step, got {arrays.describe(data)}")
+            starts = steps.uniform_starts(count, batch)
+        if rows.shape[-1] != self.input_size:
+            raise ValueError(f"x must have {self.input_size} features, got {arrays.describe(data)}")
+        rows = np.ascontiguousarray(rows.reshape(int(starts[-1]), self.input_size))
+        order = None if sequence is None else sequence.sorted_indices
+        h, c = self._initial(states, batch, batched, order, name)
+        threads = backends.threads_for(data)
+        for first in range(0, len(self.packed), self._directions):
+            out = self.packed[first].out_size
+            y = np.empty((len(rows), self._directions * out), np.float32)
+            for direction in range(self._directions):
+                part, index = self.packed[first + direction], first + direction
+                columns = y[:, direction * out : (direction + 1) * out]
+                cell_state = _NO_CELL_STATE if c is None else c[index]
+                steps.run_layer(part, rows, starts, h[index], cell_state, columns, direction == 1, threads)
+            rows = y
+        finals = [self._final(state, batched, sequence, data) for state in (h, c) if state is not None]
+        if sequence is not None:
+            result = arrays.restore(rows, data)
+            return PackedSequence(result, sequence.batch_sizes, order, sequence.unsorted_indices), finals
+        shaped = rows.reshape(len(starts) - 1, batch, rows.shape[1])
+        shaped = shaped if batched else shaped[:, 0]
+        result = arrays.restore(shaped, data)
+        return (result.transpose(0, 1) if self.batch_first and batched else result), finals
+
+    def _initial(
+        self, states: list[Any], batch: int, batched: bool, order: Tensor | None, name: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        sizes = [self.packed[0].out_size] + ([self.hidden_size] if self.cell == "lstm" else [])
+        own = [np.zeros((len(self.packed), batch, size), np.float32) for size in sizes]
+        for array, state in zip(own, states, strict=False):
+            self._check_input(state, name)
+            given = state if batched or state.ndim != 2 else state[:, None]
+            given = given if order is None or given.ndim != 3 else given.index_select(1, order)
+            steps.copy_state(array, given, name)
+        return own[0], own[1] if len(own) > 1 else None
+
+    def _final(
+        self, state: NDArray[np.float32], batched: bool, sequence: PackedSequence | None, data: Tensor
+    ) -> Tensor:
+        final = cast(Tensor, arrays.restore(state if batched else state[:, 0], data))
+        order = None if sequence is None else sequence.unsorted_indices
+        return final if order is None else final.index_select(1, order)
+
+
+class PackedLSTM(PackedRecurrentLayer):
+    """An LSTM of one or more layers on packed int8 weights, for inference only; called as nn.LSTM is.
+
+    Takes batched, unbatched and packed sequences of float32, float16 and bfloat16. ``state_dict``, pickles and copies
+    hold the integers, which are packed again for the CPU that loads them.
+
+    Parameters
+    ----------
+    packed : sequence of PackedRecurrent
+        From :func:`pycompress.kernels.pack_lstm`; layer by layer, forward before backward.
+    bidirectional, batch_first : bool
+        As those of nn.LSTM.
+    decision : LayerDecision, optional
+        Why the layer is packed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument has another type, or the sizes do not fit each other.
+
+    Notes
+    -----
+    ``state_dict`` holds for layer k ``weight_ih_lk`` and ``weight_hh_lk`` int8 in torch's order of gates,
+    ``scale_ih_lk`` and ``scale_hh_lk`` float32 and, where they exist, ``bias_ih_lk``, ``bias_hh_lk``, ``weight_hr_lk``,
+    ``scale_hr_lk`` and ``input_scale_lk``; with ``_reverse`` behind those of the backward direction.
+
+    Examples
+    --------
+    >>> layer = packed_of(nn.LSTM(3, 4, num_layers=2))
+    >>> y, (h, c) = layer(torch.zeros(5, 1, 3))
+    >>> y.shape, h.shape
+    (torch.Size([5, 1, 4]), torch.Size([2, 1, 4]))
+    """
+
+    cell = "lstm"
+
+    def forward(
+        self, x: Tensor | PackedSequence, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """Run a sequence x [steps, batch, input_size]; returns the output and (h, c) as nn.LSTM does.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When x or the state does not fit, or requires grad while grad mode is on.
+        """
+        if state is not None and not (isinstance(state, tuple) and len(state) == 2):
+            raise TypeError(f"state must be a tuple (h, c), got {type(state).__name__}")
+        y, finals = self._run(x, [] if state is None else list(state), "state")
+        return y, (finals[0], finals[1])
+
+
+class PackedGRU(PackedRecurrentLayer):
+    """A GRU of one or more layers on packed int8 weights, for inference only; called as nn.GRU is.
+
+    Takes batched, unbatched and packed sequences of float32, float16 and bfloat16. ``state_dict`` is that of
+    :class:`PackedLSTM`, without projections.
+
+    Parameters
+    ----------
+    packed : sequence of PackedRecurrent
+        From :func:`pycompress.kernels.pack_gru`; layer by layer, forward before backward.
+    bidirectional, batch_first : bool
+        As those of nn.GRU.
+    decision : LayerDecision, optional
+        Why the layer is packed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument has another type, or the sizes do not fit each other.
+
+    Examples
+    --------
+    >>> layer = packed_of(nn.GRU(3, 4, bidirectional=True))
+    >>> y, h = layer(torch.zeros(5, 1, 3))
+    >>> y.shape, h.shape
+    (torch.Size([5, 1, 8]), torch.Size([2, 1, 4]))
+    """
+
+    cell = "gru"
+
+    def forward(self, x: Tensor | PackedSequence, state: Tensor | None = None) -> tuple[Any, Tensor]:
+        """Run a sequence x [steps, batch, input_size]; returns the output and h as nn.GRU does.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When x or the state does not fit, or requires grad while grad mode is on.
+        """
+        y, finals = self._run(x, [] if state is None else [state], "state")
+        return y, finals[0]
+
+
+def pack_part(cell: str, own: dict[str, Any]) -> PackedRecurrent:
+    """Pack one layer in one direction from its canonical arrays, by the names of :func:`kernels.pack_lstm`."""
+    scale = None if own.get("input_scale") is None else float(own.pop("input_scale"))
+    function = kernels.pack_lstm if cell == "lstm" else kernels.pack_gru
+    return function(**own, input_scale=scale)
+
+
+def _suffix_of(name: str) -> str:
+    return "_l" + name.rpartition("_l")[2]
+
+
+def obstacle(layer: nn.RNNBase) -> str:
+    """Return why no packed layer can stand in for this one, or "" where one can.
+
+    Examples
+    --------
+    >>> obstacle(nn.GRU(2, 1)), obstacle(nn.GRU(2, 1).double())
+    ('', 'its weights are float64')
+    """
+    kind = nn.LSTM if isinstance(layer, nn.LSTM) else nn.GRU if isinstance(layer, nn.GRU) else None
+    if kind is None:
+        return f"{type(layer).__name__} has no kernel"
+    if type(layer).forward is not kind.forward or "forward" in layer.__dict__:
+        return f"{type(layer).__name__} has a forward of its own"
+    names = [name for group in layer._all_weights for name in group]
+    if any(layer._parameters.get(name) is None for name in names):
+        return "its weights are computed by a parametrization, which must be removed first"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "it has forward hooks, which must be removed first"
+    dtypes = {layer._parameters[name].dtype for name in names}  # type: ignore[union-attr]
+    if not dtypes <= set(_DTYPES):
+        return "its weights are " + ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    return ""
+
+
+def packed_of(layer: nn.LSTM | nn.GRU, decision: LayerDecision | None = None) -> PackedLSTM | PackedGRU:
+    """Return the packed int8 layer of an nn.LSTM or nn.GRU; dropout between layers, which eval mode skips, is dropped.
+
+    Parameters
+    ----------
+    layer : nn.LSTM or nn.GRU
+    decision : LayerDecision, optional
+
+    Returns
+    -------
+    PackedLSTM or PackedGRU
+        In eval mode.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is no such layer, or there is an :func:`obstacle`.
+
+    Examples
+    --------
+    >>> packed_of(nn.LSTM(2, 3, batch_first=True)).batch_first
+    True
+    """
+    if not isinstance(layer, (nn.LSTM, nn.GRU)):
+        raise TypeError(f"layer must be an nn.LSTM or nn.GRU, got {type(layer).__name__}")
+    if fault := obstacle(layer):
+        raise ValueError(f"layer must be one that can be packed: {fault}")
+    kind = PackedLSTM if isinstance(layer, nn.LSTM) else PackedGRU
+    parts = []
+    for group in layer._all_weights:
+        own = {name.rpartition("_l")[0]: cast(Tensor, layer._parameters[name]).detach() for name in group}
+        parts.append(pack_part(kind.cell, own))
+    return kind(parts, layer.bidirectional, layer.batch_first, decision).eval()
