@@ -19,6 +19,7 @@ ROWS = [
     "pipeline",
     "validation prune quantize structure distill packing",
     "artifact training scores fusing",
+    "recurrent",
     "layers linears recording",
     "masks grids data timing progress schedules",
     "selection undo calls torch_ops activations",
