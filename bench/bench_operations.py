@@ -19,8 +19,6 @@ import pytest
 import recurrent
 from measure import OURS
 
-from pycompress import kernels
-
 pytestmark = pytest.mark.benchmark(max_time=0.1, min_rounds=5)
 
 FLOAT = [OURS, "torch fp32", "torch bf16"]
@@ -49,7 +47,6 @@ def test_ffn(name: str, format: str, rows: int, threads: int, pool: int, compare
     _run(compared, group, name, threads, chains.check_calls, format, rows, threads, pool)
 
 
-@pytest.mark.skipif(not hasattr(kernels, "lstm"), reason="recurrent kernels are not there yet")
 @pytest.mark.parametrize("name", [OURS, "torch fp32", *DYNAMIC, "onnxruntime fp32", "onnxruntime int8"])
 @pytest.mark.parametrize("network", recurrent.NETWORKS, ids="{0.cell}-{0.inputs}-{0.hidden}-{0.layers}".format)
 def test_rnn(name: str, network: recurrent.Network, sequences: int, threads: int, pool: int, compared: Any) -> None:
