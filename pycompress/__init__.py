@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .artifact import load as load
     from .artifact import save as save
     from .distill import distill_ as distill_
+    from .explaining import explain as explain
     from .formats import Affine as Affine
     from .formats import FixedPoint as FixedPoint
     from .formats import Float32 as Float32
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from .formats import Int8 as Int8
     from .formats import Sparse as Sparse
     from .masks import finalize_ as finalize_
-    from .packing import explain as explain
     from .packing import pack as pack
     from .packing import quantize_dynamic as quantize_dynamic
     from .pipeline import Compressed as Compressed
@@ -51,7 +51,8 @@ _HOME = {
     "distill_": "distill",
     **dict.fromkeys(("Affine", "FixedPoint", "Float32", "Int4", "Int8", "Sparse"), "formats"),
     "finalize_": "masks",
-    **dict.fromkeys(("explain", "pack", "quantize_dynamic"), "packing"),
+    "explain": "explaining",
+    **dict.fromkeys(("pack", "quantize_dynamic"), "packing"),
     **dict.fromkeys(("Compressed", "compress"), "pipeline"),
     **dict.fromkeys(("Unstructured", "prune_"), "prune"),
     "quantize_": "quantize",

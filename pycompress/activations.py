@@ -13,6 +13,7 @@ MODULES: dict[Activation, type[nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
+    "relu6": nn.ReLU6,
 }
 
 _FUNCTIONS = {
@@ -21,6 +22,7 @@ _FUNCTIONS = {
     "silu": nn.functional.silu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
+    "relu6": nn.functional.relu6,
 }
 
 

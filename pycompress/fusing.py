@@ -15,13 +15,14 @@ from torch import fx, nn
 from .activations import activation_of, fused_identity
 from .kernels.ops import Activation
 from .layers import PackedLayer
+from .linears import KINDS
 from .recording import Seen
 
 _FORWARD = nn.Sequential.forward
 
 
 class Pair(NamedTuple):
-    """An activation right behind a Linear, and its place in the model."""
+    """An activation right behind a layer, and its place in the model."""
 
     parent: nn.Module
     key: str
@@ -34,9 +35,9 @@ class Pair(NamedTuple):
 
 
 def sequential_pairs(
-    model: nn.Module, seen: Mapping[nn.Linear, Seen], calls: Counter[nn.Module]
-) -> dict[nn.Linear, Pair]:
-    """Find each recorded Linear in front of an activation in a Sequential, both called by their Sequentials alone.
+    model: nn.Module, seen: Mapping[nn.Module, Seen], calls: Counter[nn.Module]
+) -> dict[nn.Module, Pair]:
+    """Find each recorded layer in front of an activation in a Sequential, both called by their Sequentials alone.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ def sequential_pairs(
 
     Returns
     -------
-    dict of nn.Linear to Pair
+    dict of Module to Pair
 
     Examples
     --------
@@ -66,7 +67,7 @@ def sequential_pairs(
     pairs = {}
     for sequential in sequentials:
         for (_, layer), (key, behind) in itertools.pairwise(list(sequential._modules.items())):
-            if not isinstance(layer, nn.Linear) or layer not in seen or behind is None:
+            if layer is None or layer not in seen or behind is None:
                 continue
             alone = places[layer] == 1 and seen[layer].calls == expected[layer] and calls[behind] == expected[behind]
             name = _fusible(behind)
@@ -75,8 +76,8 @@ def sequential_pairs(
     return pairs
 
 
-def traced_pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Linear, Pair]:
-    """Find each Linear whose output only one activation module takes, in the graph that ``torch.fx`` makes of a model.
+def traced_pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, Pair]:
+    """Find each layer that only one activation module takes the output of, in the graph that ``torch.fx`` makes.
 
     Both must have one place and one call. The graph may be another one than that of a real call: whether the activation
     is handed the layer's own output in every call, :func:`seen_together` tells after recording one.
@@ -90,7 +91,7 @@ def traced_pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Linear, Pair]
 
     Returns
     -------
-    dict of nn.Linear to Pair
+    dict of Module to Pair
         Empty where ``torch.fx`` cannot trace the model.
 
     Examples
@@ -115,7 +116,7 @@ def traced_pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Linear, Pair]
     except Exception:  # whatever its forward makes of values that are not there: such a model has no graph
         return {}
     uses = Counter(node.target for node in graph.find_nodes(op="call_module"))
-    pairs = {}
+    pairs: dict[nn.Module, Pair] = {}
     for node in graph.nodes:
         before = node.args[0] if node.op == "call_module" and len(node.args) == 1 and not node.kwargs else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
@@ -123,15 +124,15 @@ def traced_pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Linear, Pair]
         layer, behind = model.get_submodule(str(before.target)), model.get_submodule(node.target)
         once = uses[before.target] == uses[node.target] == places[layer] == places[behind] == 1
         name = _fusible(behind)
-        if name is not None and once and isinstance(layer, nn.Linear):
+        if name is not None and once and isinstance(layer, KINDS):
             path, _, key = node.target.rpartition(".")
             pairs[layer] = Pair(model.get_submodule(path), key, behind, name)
     return pairs
 
 
 def seen_together(
-    pairs: Mapping[nn.Linear, Pair], seen: Mapping[nn.Linear, Seen], calls: Counter[nn.Module]
-) -> dict[nn.Linear, Pair]:
+    pairs: Mapping[nn.Module, Pair], seen: Mapping[nn.Module, Seen], calls: Counter[nn.Module]
+) -> dict[nn.Module, Pair]:
     """Return those of traced pairs whose activation took the layer's output each time that a real call ran either.
 
     Examples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,21 @@ from .selection import count_bad, listed
 PRUNED_DENSITY = 0.7
 """A layer counts as pruned when less than this fraction of its weights is not zero."""
 
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+"""The layers that can be packed."""
+
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def find_all(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every layer of a model that there are kernels for by its first name, after the checks of :func:`find`.
+
+    Examples
+    --------
+    >>> list(find_all(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(3, 1))))
+    ['0', '2']
+    """
+    return _find(model, KINDS, "an nn.Linear, nn.Conv1d or nn.Conv2d, the layers")
 
 
 def find(model: nn.Module) -> dict[str, nn.Linear]:
@@ -44,20 +58,24 @@ def find(model: nn.Module) -> dict[str, nn.Linear]:
     >>> list(find(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))))
     ['0', '2']
     """
+    return cast(dict[str, nn.Linear], _find(model, (nn.Linear,), "an nn.Linear, the layer"))
+
+
+def _find(model: nn.Module, types: tuple[type[nn.Module], ...], described: str) -> dict[str, nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, types)}
     if not layers:
         kinds = Counter(type(module).__name__ for module in model.modules() if not list(module.children()))
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        raise ValueError(f"model must have an nn.Linear, the layer that there are kernels for, got {found}")
+        raise ValueError(f"model must have {described} that there are kernels for, got {found}")
     faults = {name: fault for name, layer in layers.items() if (fault := _fault(layer))}
     if faults:
         raise ValueError("model must have finite weights on the CPU, got " + listed(faults))
     return layers
 
 
-def _fault(layer: nn.Linear) -> str:
+def _fault(layer: nn.Module) -> str:
     for name, parameter in layer._parameters.items():
         if parameter is None:
             continue
@@ -70,7 +88,7 @@ def _fault(layer: nn.Linear) -> str:
     return ""
 
 
-def obstacle(layer: nn.Linear) -> str:
+def obstacle(layer: nn.Module) -> str:
     """Return why no packed layer can stand in for this one, or "" where one can.
 
     Examples
@@ -78,7 +96,8 @@ def obstacle(layer: nn.Linear) -> str:
     >>> obstacle(nn.Linear(2, 1)), obstacle(nn.Linear(2, 1).double())
     ('', 'its weight is float64')
     """
-    if type(layer).forward is not nn.Linear.forward or "forward" in layer.__dict__:
+    own = isinstance(layer, nn.Linear) and type(layer).forward is not nn.Linear.forward  # convolutions are looked at
+    if own or "forward" in layer.__dict__:
         return f"{type(layer).__name__} has a forward of its own"
     weight = layer._parameters.get("weight")
     if weight is None or ("bias" not in layer._parameters):
@@ -90,7 +109,7 @@ def obstacle(layer: nn.Linear) -> str:
     return ""
 
 
-def grid_records(layers: Iterable[nn.Linear]) -> dict[int, grids.GridRecord]:
+def grid_records(layers: Iterable[nn.Module]) -> dict[int, grids.GridRecord]:
     """Return the recorded grid of each weight by the weight's id: one record serves all layers that share a weight.
 
     Examples
@@ -103,7 +122,7 @@ def grid_records(layers: Iterable[nn.Linear]) -> dict[int, grids.GridRecord]:
     }
 
 
-Shared = dict[tuple[Any, ...], PackedWeight]
+Shared = dict[tuple[Any, ...], Any]
 """What was packed already, by weight, bias and format: layers that share a weight get one."""
 
 

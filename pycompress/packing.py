@@ -12,11 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import masks
+from . import convolutions, masks
+from .convolutions import CONVOLUTIONS, PackedConv1d, PackedConv2d
+from .explaining import has_weights
 from .formats import Format, Int4, Int8, Sparse
 from .fusing import seen_together, sequential_pairs, traced_pairs
-from .layers import LayerDecision, PackedLinear, decisions, set_decision
-from .linears import Shared, candidates, find, grid_records, joined, obstacle, replaced
+from .grids import GridRecord
+from .kernels.ops import Activation
+from .layers import LayerDecision, PackedLinear, set_decision
+from .linears import Shared, candidates, find, find_all, grid_records, joined, obstacle, replaced
 from .progress import track
 from .recording import Seen, record, run
 from .selection import listed
@@ -31,15 +35,15 @@ def pack(
     *,
     _clock: Clock = time.perf_counter,
 ) -> nn.Module:
-    """Return a copy of a model for inference, in which each linear layer is replaced where that makes it faster.
+    """Return a copy of a model for inference, in which each layer is replaced where that makes it faster.
 
-    Every nn.Linear that ``example_inputs`` reach is timed against packed candidates on the very inputs that it gets in
-    that forward pass, in turns with them (see :func:`pycompress.timing.compare`). It is replaced by the candidate with
-    the largest lower end of the 95 % interval of the speedup dense / packed, if that is above 1. An activation module
-    (nn.ReLU, nn.GELU without approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that alone takes the layer's output, in an
-    nn.Sequential or in the graph that torch.fx makes of the model, is fused, timed with it, and replaced by an
-    nn.Identity, so that no name changes. :func:`explain` lists every decision and why; copies and pickles of the model
-    keep them.
+    Every nn.Linear, nn.Conv1d and nn.Conv2d that ``example_inputs`` reach is timed against packed candidates on the
+    very inputs that it gets in that forward pass, in turns with them (see :func:`pycompress.timing.compare`). It is
+    replaced by the candidate with the largest lower end of the 95 % interval of the speedup dense / packed, if that is
+    above 1. An activation module (nn.ReLU, nn.ReLU6, nn.GELU without approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that
+    alone takes the layer's output, in an nn.Sequential or in the graph that torch.fx makes of the model, is fused,
+    timed with it, and replaced by an nn.Identity, so that no name changes. :func:`pycompress.explain` lists every
+    decision and why; copies and pickles of the model keep them.
 
     Without a ``format`` a candidate keeps the layer's numbers as ``quantize_`` and ``prune_`` left them: Int8 with
     exactly the recorded integers and input scale where the weight still lies on its Int8 grid, and Sparse where less
@@ -48,7 +52,7 @@ def pack(
     Parameters
     ----------
     model : nn.Module
-        On the CPU, with at least one nn.Linear. It is not changed.
+        On the CPU, with at least one such layer. It is not changed.
     example_inputs : tensor, array, or tuple or dict of them
         What the model is called with, with the batch size that matters.
     format : Int8, Int4 or Sparse, optional
@@ -67,7 +71,7 @@ def pack(
     TypeError
         When an argument has another type.
     ValueError
-        When the model has no nn.Linear, weights are not finite or not on the CPU (all layers are named), or
+        When the model has no such layer, weights are not finite or not on the CPU (all layers are named), or
         example_inputs do not fit the model (its own error is the cause).
 
     Examples
@@ -81,9 +85,9 @@ def pack(
         raise TypeError(f"format must be Int8(), Int4(), Sparse() or None, got {format!r}")
     if not isinstance(force, bool):
         raise TypeError(f"force must be a bool, got {type(force).__name__}")
-    find(model)
+    find_all(model)
     twin = masks.finalize_(copy.deepcopy(model)).eval().requires_grad_(False)
-    layers = find(twin)
+    layers = find_all(twin)
     obstacles = {layer: obstacle(layer) for layer in layers.values()}
     traced = traced_pairs(twin, example_inputs)
     followers = {layer: pair.module for layer, pair in traced.items()}
@@ -95,13 +99,12 @@ def pack(
     for name, layer in track(layers.items(), "packing"):
         entry, pair = seen.get(layer, Seen()), pairs.get(layer)
         note = obstacles[layer] or entry.obstacle or ("" if entry.calls else "never called by example_inputs")
-        modules: list[PackedLinear] = []
+        modules: list[_Packed] = []
         if not note:
-            weights, note = candidates(layer, format, records, shared)
-            modules = [PackedLinear(weight, None if pair is None else pair.name).eval() for weight in weights]
+            modules, note = _modules(layer, entry, None if pair is None else pair.name, format, records, shared)
         kind = type(layer).__name__ + ("" if pair is None else f"+{type(pair.module).__name__}")
-        decision = LayerDecision(name, kind, rows=_rows(entry.inputs), reason=note)
-        chosen: PackedLinear | None = None
+        decision = LayerDecision(name, kind, rows=_rows(layer, entry.inputs), reason=note)
+        chosen: _Packed | None = None
         if modules and force:
             chosen, decision = modules[0], replace(decision, reason=joined("forced, not measured", note))
         elif modules:
@@ -123,9 +126,33 @@ def pack(
     return result
 
 
+_Packed = PackedLinear | PackedConv1d | PackedConv2d
+
+
+def _modules(
+    layer: nn.Module,
+    entry: Seen,
+    activation: Activation | None,
+    format: Format | None,
+    records: dict[int, GridRecord],
+    shared: Shared,
+) -> tuple[list[_Packed], str]:
+    """Return the packed layers worth trying in the place of a layer (and the activation behind it), and a note."""
+    if isinstance(layer, nn.Linear):
+        weights, note = candidates(layer, format, records, shared)
+        return [PackedLinear(weight, activation).eval() for weight in weights], note
+    assert isinstance(layer, CONVOLUTIONS)
+    form = convolutions.geometry(layer, entry.inputs)
+    if isinstance(form, str):
+        return [], form
+    packed, note = convolutions.candidates(layer, form, format, records.get(id(layer.weight)), shared)
+    cls = PackedConv1d if isinstance(layer, nn.Conv1d) else PackedConv2d
+    return [cls(weight, activation).eval() for weight in packed], note
+
+
 def _fastest(
-    dense: list[nn.Module], modules: list[PackedLinear], inputs: list[Tensor], decision: LayerDecision, clock: Clock
-) -> tuple[PackedLinear | None, LayerDecision]:
+    dense: list[nn.Module], modules: list[_Packed], inputs: list[Tensor], decision: LayerDecision, clock: Clock
+) -> tuple[_Packed | None, LayerDecision]:
     """Time packed layers against dense modules; return the one with the best lower end, or None, and the decision."""
     if not decision.rows:
         return None, replace(decision, reason=joined("example_inputs give it no rows", decision.reason))
@@ -156,84 +183,14 @@ def _calls(chain: list[nn.Module], inputs: list[Tensor]) -> Callable[[], None]:
     return run
 
 
-def _accept(module: PackedLinear, decision: LayerDecision) -> None:
+def _accept(module: _Packed, decision: LayerDecision) -> None:
     set_decision(module, replace(decision, format=module.packed.format, kernel=module.packed.kernel))
 
 
-def _rows(inputs: list[Tensor]) -> int:
-    return sum(math.prod(x.shape[:-1]) for x in inputs)
-
-
-class Explanation(list[LayerDecision]):
-    """The decisions of a model's layers; as text, a table."""
-
-    def __str__(self) -> str:
-        titles = ("layer", "kind", "format", "kernel", "rows", "dense us", "packed us", "speedup (95 %)", "why")
-        rows = [titles, *map(_cells, self)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-        return "\n".join(lines)
-
-
-def _cells(decision: LayerDecision) -> tuple[str, ...]:
-    d = decision
-    return (
-        d.name or "(model)",
-        d.kind,
-        "dense" if d.format is None else type(d.format).__name__,
-        d.kernel or "torch",
-        "" if d.rows is None else str(d.rows),
-        "" if d.dense_us is None else f"{d.dense_us:.1f}",
-        "" if d.packed_us is None else f"{d.packed_us:.1f}",
-        "" if d.speedup is None else f"{d.speedup:.2f} ({d.low:.2f} to {d.high:.2f})",
-        d.reason,
-    )
-
-
-def explain(model: nn.Module) -> Explanation:
-    """Tell for every layer with weights how it is stored, which kernel runs, how fast it is and why.
-
-    Parameters
-    ----------
-    model : nn.Module
-        From :func:`pack`, :func:`quantize_dynamic` or ``load``; another model's layers are listed as dense.
-
-    Returns
-    -------
-    list of LayerDecision
-        In the order of ``named_modules``; ``print`` shows it as a table. Times are those of the machine that packed,
-        the kernel is that of this one.
-
-    Raises
-    ------
-    TypeError
-        When model is not an nn.Module.
-
-    Examples
-    --------
-    >>> packed = pack(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 4)), torch.zeros(1, 1, 3, 3))
-    >>> for decision in explain(packed):
-    ...     print(decision.name, decision.kind, decision.reason)
-    0 Conv2d no kernel yet, stays dense
-    2 Linear neither quantized to Int8 nor pruned
-    """
-    recorded = decisions(model)
-    explanation = Explanation()
-    for name, module in model.named_modules():
-        decision = recorded.get(name)
-        if isinstance(module, PackedLinear):
-            packed = module.packed
-            decision = decision or LayerDecision(name, "Linear", packed.format, packed.kernel, reason="packed by hand")
-            if decision.kernel != packed.kernel:
-                reason = joined(decision.reason, f"measured with {decision.kernel}")
-                decision = replace(decision, kernel=packed.kernel, reason=reason)
-        elif decision is None and isinstance(module, nn.Linear):
-            decision = LayerDecision(name, type(module).__name__, reason="not packed yet")
-        elif decision is None and _has_weights(module):
-            decision = LayerDecision(name, type(module).__name__, reason="no kernel yet, stays dense")
-        if decision is not None:
-            explanation.append(decision)
-    return explanation
+def _rows(layer: nn.Module, inputs: list[Tensor]) -> int:
+    """Rows of a linear layer, images (or signals) of a convolution."""
+    inner = 2 if isinstance(layer, nn.Conv1d) else 3 if isinstance(layer, nn.Conv2d) else 1
+    return sum(math.prod(x.shape[:-inner]) for x in inputs)
 
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -272,7 +229,7 @@ def quantize_dynamic(
     -------
     nn.Module
         In eval mode; parameters that are left do not require grad, and pruning masks are applied and dropped. Linear
-        layers that must keep their weight (those of nn.MultiheadAttention, say) stay dense: :func:`explain` tells.
+        layers that must keep their weight (those of nn.MultiheadAttention, say) stay dense: ``explain`` tells.
 
     Raises
     ------
@@ -366,12 +323,8 @@ def _wanted(model: nn.Module, spec: dict[Any, bool]) -> dict[str, bool]:
             continue
         wanted[module] = wanted.get(module, False) or name in spec
         direct = (name in spec or by_type is not None) and not list(module.children())
-        if isinstance(module, _RECURRENT) or (direct and not isinstance(module, nn.Linear) and _has_weights(module)):
+        if isinstance(module, _RECURRENT) or (direct and not isinstance(module, nn.Linear) and has_weights(module)):
             lacking[name] = type(module).__name__
     if lacking:
         raise NotImplementedError(f"qconfig_spec must ask for layers that there are kernels for, got {listed(lacking)}")
     return {name: wanted[module] for name, module in model.named_modules() if module in wanted}
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return any(p is not None and p.ndim > 1 for p in module._parameters.values())

@@ -19,13 +19,14 @@ from .artifact import stored_bytes
 from .calls import check_model, forward
 from .data import Data, Tree, as_pair, check, first_inputs
 from .distill import distill_
+from .explaining import explain
 from .formats import Grid
 from .formats import Int8 as Int8
 from .kernels.arrays import flag, integer
 from .layers import LayerDecision
-from .linears import find
+from .linears import KINDS, find_all
 from .masks import finalize_
-from .packing import explain, pack
+from .packing import pack
 from .prune import PruneSummary, prune_
 from .quantize import QuantizeSummary, quantize_
 from .selection import Pattern
@@ -208,9 +209,9 @@ def compress(
     if quantize is not None:
         quantization = quantize_(twin, quantize, include=include, exclude=exclude)
     parameters = _count(model), _count(twin)
-    if any(isinstance(module, nn.Linear) for module in twin.modules()):
+    if any(isinstance(module, KINDS) for module in twin.modules()):
         twin = pack(twin, example_inputs)
-    else:  # there are kernels for no other layer yet
+    else:  # there are kernels for no other layer
         twin = finalize_(twin).eval().requires_grad_(False)
     sizes = stored_bytes(model), stored_bytes(twin)
     verdict = None
@@ -293,8 +294,8 @@ def _try_out(
         if quantize is not None:
             with _explained(format="quantize"):
                 quantize_(trial, quantize, include=include, exclude=exclude)
-    if any(isinstance(module, nn.Linear) for module in trial.modules()):
-        find(trial)
+    if any(isinstance(module, KINDS) for module in trial.modules()):
+        find_all(trial)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the linear layers of a model see while example inputs run through it."""
+"""What the layers of a model see while example inputs run through it."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Seen:
 def record(
     model: nn.Module,
     example_inputs: Any,
-    layers: Iterable[nn.Linear],
-    followers: Mapping[nn.Linear, nn.Module] | None = None,
-) -> tuple[dict[nn.Linear, Seen], Counter[nn.Module]]:
+    layers: Iterable[nn.Module],
+    followers: Mapping[nn.Module, nn.Module] | None = None,
+) -> tuple[dict[nn.Module, Seen], Counter[nn.Module]]:
     """Run a model and note what its layers see. The model is as before afterwards; the inputs are copied first.
 
     A layer whose weight or bias is read by anything but its own forward (attention, a fused encoder layer, a head that
@@ -53,14 +53,14 @@ def record(
     ----------
     model : nn.Module
     example_inputs : tensor, array, or tuple or dict of them
-    layers : iterable of nn.Linear
+    layers : iterable of Module
         Layers of the model without an :func:`obstacle`.
     followers : mapping, optional
         Activation modules that seem to take the outputs of layers, each that of one.
 
     Returns
     -------
-    (dict of nn.Linear to Seen, Counter of the calls of each Sequential, each activation in one and each follower)
+    (dict of Module to Seen, Counter of the calls of each Sequential, each activation in one and each follower)
 
     Raises
     ------
@@ -86,7 +86,7 @@ def record(
     inside = {child for module in sequentials for child in module.children() if activation_of(child)}
     counted = [*sequentials, *(inside | set(followers.values()))]
     handles = [module.register_forward_pre_hook(lambda m, _: calls.update([m])) for module in counted]
-    latest: dict[nn.Linear, Any] = {}
+    latest: dict[nn.Module, Any] = {}
     for layer, module in followers.items():
         handles.append(layer.register_forward_hook(lambda m, _, output: latest.update({m: output})))
         handles.append(module.register_forward_pre_hook(partial(_follow, seen[layer], layer, latest)))
@@ -102,7 +102,7 @@ def record(
     return seen, calls
 
 
-def _follow(entry: Seen, layer: nn.Linear, latest: dict[nn.Linear, Any], follower: nn.Module, args: Any) -> None:
+def _follow(entry: Seen, layer: nn.Module, latest: dict[nn.Module, Any], follower: nn.Module, args: Any) -> None:
     output = latest.pop(layer, None)
     entry.followed += len(args) == 1 and args[0] is output
 
@@ -139,10 +139,10 @@ def _copied(inputs: Any) -> Any:
         raise TypeError(f"example_inputs must hold numbers, got {described(inputs)}") from error
 
 
-def _probe(base: type[nn.Linear], seen: dict[nn.Linear, Seen]) -> type[nn.Linear]:
+def _probe(base: type[nn.Module], seen: dict[nn.Module, Seen]) -> type[nn.Module]:
     """Make a subclass that layers take on for one forward pass: it notes inputs, and who reads the parameters."""
 
-    def note_forward(self: nn.Linear, *args: Any, **kwargs: Any) -> Any:
+    def note_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         entry = seen[self]
         entry.calls += 1
         if kwargs or len(args) != 1 or type(args[0]) not in (Tensor, nn.Parameter) or args[0].layout != torch.strided:
@@ -156,7 +156,7 @@ def _probe(base: type[nn.Linear], seen: dict[nn.Linear, Seen]) -> type[nn.Linear
             self.__class__ = probe
 
     def note_reading(name: str) -> property:
-        def read(self: nn.Linear) -> Any:
+        def read(self: nn.Module) -> Any:
             seen[self].obstacle = f"its {name} is read outside its own forward"
             return self._parameters[name]
 

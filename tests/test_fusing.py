@@ -9,10 +9,11 @@ from torch import nn
 
 from pycompress import artifact, kernels
 from pycompress.activations import MODULES, activated, activation_of, is_fused
+from pycompress.explaining import explain
 from pycompress.formats import Int8, Sparse
 from pycompress.fusing import traced_pairs
 from pycompress.layers import PackedLinear
-from pycompress.packing import explain, pack
+from pycompress.packing import pack
 from pycompress.validation.fidelity import layer_errors
 
 X = torch.randn(6, 12, generator=torch.Generator().manual_seed(1))

@@ -104,8 +104,12 @@ def _has_int8_inputs(name: str, layer: LayerRecord, tensors: dict[str, Stored]) 
 def _check_packed(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> None:
     found = {part: tensors[full] for part, full in packed_names(name).items() if full in tensors}
     weight, scale = found.get("weight"), found.get("scale")
-    if weight is None or len(weight.shape) != 2 or weight.dtype not in ("I8", "F32"):
+    convolution = None if layer.packed is None else layer.packed.convolution
+    if convolution is not None:
+        _check_convolution(name, layer, weight, len(convolution.stride))
+    elif weight is None or len(weight.shape) != 2 or weight.dtype not in ("I8", "F32"):
         raise ArtifactError(f"packed layer {name!r:.99} must have a weight [out, in], I8 or F32")
+    assert weight is not None
     if any(stored.record is not None and stored.record.grid is not None for stored in found.values()):
         raise ArtifactError(f"packed layer {name!r:.99} must not have a grid: its scale is a tensor of its own")
     format = None if layer.packed is None else layer.packed.format
@@ -126,6 +130,17 @@ def _check_packed(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> 
             raise ArtifactError(f"packed layer {name!r:.99} must have {wanted}, got {stored.dtype} {stored.shape}")
     if missing := expected.keys() - found.keys() - {"scale", "bias"}:
         raise ArtifactError(f"packed layer {name!r:.99} must have {sorted(missing)} with {format}")
+
+
+def _check_convolution(name: str, layer: LayerRecord, weight: Stored | None, sides: int) -> None:
+    if layer.packed is None or not isinstance(layer.packed.format, Int8):
+        raise ArtifactError(f"packed convolution {name!r:.99} must be Int8")
+    if weight is None or len(weight.shape) != sides + 2 or weight.dtype != "I8" or 0 in weight.shape:
+        raise ArtifactError(
+            f"packed convolution {name!r:.99} must have a weight I8 of {sides + 2} dimensions, not empty"
+        )
+    if weight.shape[0] % layer.groups:
+        raise ArtifactError(f"packed convolution {name!r:.99} must have groups that divide {weight.shape[0]} outputs")
 
 
 @dataclass(frozen=True)

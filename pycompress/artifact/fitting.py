@@ -8,11 +8,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..activations import activation_of
-from ..layers import PackedLinear
+from ..convolutions import PackedConv1d, PackedConv2d
+from ..layers import PackedLayer, PackedLinear
 from . import coding
 from .container import ArtifactError
 from .contents import Contents, packed_names
 from .places import Place, groups_of, own_tensors, places, smaller
+from .schema import ConvRecord
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
             faults.append(f"{path}, an activation in the file and {type(modules[path]).__name__} in the model")
     sizes = []
     for path, module in modules.items():
-        if path in packed or isinstance(module, PackedLinear):
+        if path in packed or isinstance(module, PackedLayer):
             names = packed_names(path)
             stored -= {names["scale"], names["zero_point"], names["multiplier"]}
             expected |= {names["weight"]} | ({names["bias"]} if _has_bias(module) else set())
@@ -138,6 +140,8 @@ def _packed_faults(path: str, module: nn.Module, contents: Contents) -> list[str
         return []
     if layer is None or layer.packed is None:
         return [f"{path}, dense in the file and packed in the model"]
+    if layer.packed.convolution is not None:
+        return _convolution_faults(path, module, layer.packed.convolution, layer.groups, stored.shape)
     if not isinstance(module, (nn.Linear, PackedLinear)):
         return [f"{path}, a packed linear layer in the file and {type(module).__name__} in the model"]
     if own_tensors(module).keys() - {"weight", "bias"}:
@@ -149,8 +153,33 @@ def _packed_faults(path: str, module: nn.Module, contents: Contents) -> list[str
     return []
 
 
+def _convolution_faults(
+    path: str, module: nn.Module, convolution: ConvRecord, groups: int, shape: tuple[int, ...]
+) -> list[str]:
+    """Compare a packed convolution with its place; the padding is the file's, for a module may do it in its forward."""
+    sides = len(convolution.stride)
+    kinds = (nn.Conv1d, PackedConv1d) if sides == 1 else (nn.Conv2d, PackedConv2d)
+    if not isinstance(module, kinds):
+        return [f"{path}, a packed {sides}-D convolution in the file and {type(module).__name__} in the model"]
+    if own_tensors(module).keys() - {"weight", "bias"}:
+        return [f"{path}, which has other tensors in the model than a packed layer has"]
+    found = (convolution.stride, convolution.dilation, shape[2:])
+    if isinstance(module, PackedConv1d | PackedConv2d):
+        built = (module.packed.stride, module.packed.dilation, module.packed.shape[2:])
+    else:
+        built = (tuple(module.stride), tuple(module.dilation), tuple(module.kernel_size))
+    if found != built:
+        return [f"{path}, stride, dilation and kernel {found} in the file and {built} in the model"]
+    channels, most = (shape[0], shape[1] * groups), (module.out_channels, module.in_channels)
+    if any(size > largest for size, largest in zip(channels, most, strict=True)):
+        return [f"{path}, a convolution of {channels} channels in the file and one of {most} in the model"]
+    if channels == most and groups != groups_of(module):
+        return [f"{path}, {groups} groups in the file and {groups_of(module)} in the model"]
+    return []
+
+
 def _has_bias(module: nn.Module) -> bool:
-    if isinstance(module, PackedLinear):
+    if isinstance(module, PackedLinear | PackedConv1d | PackedConv2d):
         return module.packed.bias is not None
     return getattr(module, "bias", None) is not None
 

@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import grids, kernels, masks
 from ..activations import activation_of, fused_identity
-from ..formats import Int4
+from ..convolutions import PackedConv1d, PackedConv2d
+from ..formats import Int4, Int8
 from ..grids import GridRecord
 from ..layers import PackedLinear, decisions, set_decision
 from . import coding
@@ -24,6 +25,8 @@ from .fitting import Fit, fit
 from .places import Place
 from .schema import LayerRecord, PackedRecord
 
+PackedModule = PackedLinear | PackedConv1d | PackedConv2d
+
 
 @dataclass
 class _Decoded:
@@ -31,7 +34,7 @@ class _Decoded:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     grids: dict[str, GridRecord | None] = field(default_factory=dict)
-    packed: dict[str, PackedLinear] = field(default_factory=dict)
+    packed: dict[str, PackedModule] = field(default_factory=dict)
 
 
 def load(path: str | PathLike[str], into: nn.Module | Callable[[], nn.Module]) -> nn.Module:
@@ -103,15 +106,16 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
         else:
             found = {part: parts[full] for part, full in stored.parts.items()}
             decoded.tensors[name], decoded.grids[name] = coding.decode(stored.record, found, name)
-    weights: dict[tuple[str | None, ...], kernels.PackedWeight] = {}
+    weights: dict[tuple[str | None, ...], kernels.PackedWeight | kernels.PackedConv] = {}
     for path, layer in contents.metadata.layers.items():
         if layer.packed is not None:
             names = {part: contents.owner(name) for part, name in packed_names(path).items()}
             present = tuple(name if name in decoded.tensors else None for name in names.values())
-            key = (*present, repr(layer.packed.format), repr(layer.input_scale))
+            rules = (layer.packed.format, layer.packed.convolution, layer.groups, layer.input_scale)
+            key = (*present, repr(rules))
             if key not in weights:
                 weights[key] = _pack(path, layer, {p: decoded.tensors.get(n) for p, n in names.items()})
-            decoded.packed[path] = PackedLinear(weights[key], layer.packed.activation)
+            decoded.packed[path] = _module(weights[key], layer.packed)
     for name, place in fit.places.items():  # a device that is full fails here
         owner = contents.owner(name)
         if not place.tensor.is_meta:
@@ -119,14 +123,29 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
     return decoded
 
 
-def _pack(path: str, layer: LayerRecord, tensors: dict[str, Tensor | None]) -> kernels.PackedWeight:
+def _module(weight: kernels.PackedWeight | kernels.PackedConv, record: PackedRecord) -> PackedModule:
+    if isinstance(weight, kernels.PackedWeight):
+        return PackedLinear(weight, record.activation)
+    cls = PackedConv1d if len(weight.stride) == 1 else PackedConv2d
+    return cls(weight, record.activation)
+
+
+def _pack(
+    path: str, layer: LayerRecord, tensors: dict[str, Tensor | None]
+) -> kernels.PackedWeight | kernels.PackedConv:
     weight = cast(Tensor, tensors["weight"])
     format = cast(PackedRecord, layer.packed).format
     if weight.dtype == torch.int8 and not isinstance(format, Int4) and bool((weight == -128).any()):
         raise ArtifactError(f"packed layer {path!r:.99} must have integers from -127 to 127, got -128")
     try:
-        sides = {name: tensors[name] for name in ("zero_point", "multiplier")}
-        return kernels.pack(weight, format, tensors["bias"], tensors["scale"], layer.input_scale, **sides)
+        conv = cast(PackedRecord, layer.packed).convolution
+        bias, scale, input_scale = tensors["bias"], tensors["scale"], layer.input_scale
+        if conv is None:
+            sides = {name: tensors[name] for name in ("zero_point", "multiplier")}
+            return kernels.pack(weight, format, bias, scale, input_scale, **sides)
+        assert isinstance(format, Int8)  # read_contents checked it
+        geometry: Any = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+        return kernels.pack_conv(weight, format, bias, scale, input_scale, **geometry, groups=layer.groups)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"packed layer {path!r:.99}: {error!s:.300}") from error
 
@@ -155,7 +174,7 @@ def _apply(model: nn.Module, fit: Fit, contents: Contents, decoded: _Decoded) ->
         alone = all(place.tensor is holder for place in group) and holders[id(holder)] == len(group)
         _fill(group, decoded.tensors[owner], keep=alone and not holder.is_meta)
     result = model
-    put: dict[int, PackedLinear] = {}
+    put: dict[int, PackedModule] = {}
     for path, packed in decoded.packed.items():
         substitute = put.setdefault(id(fit.modules[path]), packed)
         if path:
@@ -187,7 +206,7 @@ def _fill(group: list[Place], tensor: Tensor, keep: bool) -> None:
         cast(dict[str, Tensor], table)[place.attribute] = new
 
 
-def _replace(parent: nn.Module, key: str, layer: PackedLinear) -> None:
+def _replace(parent: nn.Module, key: str, layer: PackedModule) -> None:
     """Put a packed layer into its parent; the activation behind it in a Sequential that it computes goes."""
     parent._modules[key] = layer
     if type(parent).forward is nn.Sequential.forward and layer.activation is not None:

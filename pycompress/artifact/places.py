@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..convolutions import PackedConv1d, PackedConv2d
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -86,6 +88,8 @@ def groups_of(module: nn.Module) -> int:
     >>> groups_of(nn.Conv2d(4, 4, 3, groups=2))
     2
     """
+    if isinstance(module, PackedConv1d | PackedConv2d):
+        return module.packed.groups
     return module.groups if isinstance(module, nn.modules.conv._ConvNd) else 1
 
 

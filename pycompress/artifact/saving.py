@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 
 import torch
@@ -10,14 +11,16 @@ from torch.nn.parameter import is_lazy
 
 from .. import grids, masks
 from ..activations import is_fused
+from ..convolutions import PackedConv1d, PackedConv2d
 from ..formats import Int4, Int8
-from ..layers import PackedLinear, decisions
+from ..kernels import PackedConv, PackedWeight
+from ..layers import PackedLayer, PackedLinear, decisions
 from . import coding
 from .container import ArtifactError, apart, write_container
 from .contents import packed_names
 from .durable import check_path, write_file
 from .places import Place, groups_of, places
-from .schema import LayerRecord, Metadata, PackedRecord, TensorRecord, write_metadata
+from .schema import ConvRecord, LayerRecord, Metadata, PackedRecord, TensorRecord, write_metadata
 
 
 def save(model: nn.Module, path: str | PathLike[str]) -> None:
@@ -142,9 +145,13 @@ def _collect(model: nn.Module) -> tuple[dict[str, Tensor], Metadata]:
         _add(stored, metadata.tensors, name, *coding.encode(tensor, grid))
     found = decisions(model)
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, PackedLinear):
+        if isinstance(module, PackedLinear | PackedConv1d | PackedConv2d):
             _add_packed(stored, metadata, owners, path, module)
-            packed, input_scale = PackedRecord(module.packed.format, module.activation), module.packed.input_scale
+            weight = module.packed
+            packed = PackedRecord(weight.format, module.activation)
+            if isinstance(weight, PackedConv):
+                packed = replace(packed, convolution=ConvRecord(weight.stride, weight.padding, weight.dilation))
+            input_scale = weight.input_scale
         else:
             packed, input_scale = None, _input_scale(metadata, path, module)
         record = LayerRecord(packed, found.get(path), groups_of(module), input_scale, is_fused(module))
@@ -170,13 +177,14 @@ def _add(
 
 
 def _add_packed(
-    stored: dict[str, Tensor], metadata: Metadata, owners: dict[int, str], path: str, layer: PackedLinear
+    stored: dict[str, Tensor], metadata: Metadata, owners: dict[int, str], path: str, layer: PackedLayer
 ) -> None:
     packed = layer.packed
     names = packed_names(path)
     owner = owners.setdefault(id(packed), path)
     arrays = {"weight": packed.canonical_weight(), "scale": packed.scale, "bias": packed.bias}
-    arrays |= {"zero_point": packed.zero_point, "multiplier": packed.multiplier}
+    if isinstance(packed, PackedWeight):
+        arrays |= {"zero_point": packed.zero_point, "multiplier": packed.multiplier}
     for part, array in arrays.items():
         if array is None:
             continue
@@ -212,7 +220,7 @@ def _check_storable(model: nn.Module) -> None:
             problems.append(f"{name} is {tensor.layout} {tensor.dtype}")
     if not problems:
         modules = model.named_modules(remove_duplicate=False)
-        packed = tuple(f"{path}." if path else "" for path, module in modules if isinstance(module, PackedLinear))
+        packed = tuple(f"{path}." if path else "" for path, module in modules if isinstance(module, PackedLayer))
         others = [name for name in model.state_dict(keep_vars=True) if name not in names]
         problems.extend(f"{name} is no parameter or buffer" for name in others if not name.startswith(packed))
     if problems:

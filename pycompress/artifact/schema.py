@@ -42,11 +42,21 @@ class TensorRecord:
 
 
 @dataclass(frozen=True)
+class ConvRecord:
+    """The geometry of a packed convolution, a number or a pair (before, after) for each spatial dimension."""
+
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PackedRecord:
     """What a packed layer is beside its tensors."""
 
     format: Format
     activation: Activation | None = None
+    convolution: ConvRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +216,26 @@ def _packed(value: object, where: str) -> PackedRecord:
     if "activation" in record and activation not in names:
         raise ArtifactError(f"{where}.activation must be one of {names}, got {activation!r:.99}")
     format = cast(Format, _format(record["format"], f"{where}.format", get_args(Format)))
-    return PackedRecord(format, activation)
+    conv = _convolution(record["convolution"], f"{where}.convolution") if "convolution" in record else None
+    return PackedRecord(format, activation, conv)
+
+
+def _convolution(value: object, where: str) -> ConvRecord:
+    names = {f.name for f in fields(ConvRecord)}
+    record = _object(value, where, names, names)
+    stride, padding, dilation = record["stride"], record["padding"], record["dilation"]
+    if not isinstance(padding, list) or not all(_integers(pair, 0) and len(pair) == 2 for pair in padding):
+        raise ArtifactError(f"{where}.padding must be a list of pairs of integers of 0 or more, got {padding!r:.99}")
+    for name, numbers in (("stride", stride), ("dilation", dilation)):
+        if not _integers(numbers, 1):
+            raise ArtifactError(f"{where}.{name} must be a list of positive integers, got {numbers!r:.99}")
+    if not len(stride) == len(dilation) == len(padding) or len(stride) not in (1, 2):
+        raise ArtifactError(f"{where} must have one or two spatial dimensions, got {value!r:.99}")
+    return ConvRecord(tuple(stride), tuple((before, after) for before, after in padding), tuple(dilation))
+
+
+def _integers(value: object, low: int) -> bool:
+    return isinstance(value, list) and all(type(n) is int and low <= n < 2**31 for n in value)
 
 
 def _decision(value: object, name: str, where: str) -> LayerDecision:

@@ -1,0 +1,302 @@
+"""Convolutions on packed weights, and how a convolution of a model becomes one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import grids, kernels
+from .formats import Format, Int8
+from .grids import GridRecord
+from .kernels.ops import Activation, activation_code
+from .layers import LayerDecision, PackedLayer, arrays_like
+
+
+class _PackedConv(PackedLayer):
+    packed: kernels.PackedConv
+    _sides: ClassVar[int]
+
+    def __init__(
+        self,
+        packed: kernels.PackedConv,
+        activation: Activation | None = None,
+        decision: LayerDecision | None = None,
+    ) -> None:
+        if not isinstance(packed, kernels.PackedConv):
+            raise TypeError(f"packed must be a PackedConv, got {type(packed).__name__}")
+        if len(packed.stride) != self._sides:
+            raise ValueError(f"packed must be of a {self._sides}-D convolution, got a weight {packed.shape}")
+        activation_code(activation)
+        super().__init__(packed, decision)
+        self.activation = activation
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self.packed.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.packed.out_channels
+
+    @property
+    def sizes(self) -> str:
+        """Inputs and outputs, for messages."""
+        return f"{self.in_channels} -> {self.out_channels}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x; returns the output in x's dtype and memory format.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When x does not fit, or requires grad while grad mode is on.
+        """
+        self._check_input(x)
+        return cast(Tensor, kernels.conv(x, self.packed, self.activation))
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows inside the brackets."""
+        p = self.packed
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={p.shape[2:]}, stride={p.stride}, "
+            f"padding={p.padding}, dilation={p.dilation}, groups={p.groups}, format={p.format}, "
+            f"bias={p.bias is not None}, activation={self.activation!r}, kernel={p.kernel!r}"
+        )
+
+    def canonical_tensors(self) -> dict[str, Tensor]:
+        """What ``state_dict`` holds of this layer, by name."""
+        tensors = {"weight": torch.from_numpy(self.packed.canonical_weight())}
+        for name in ("scale", "bias", "input_scale"):
+            value = getattr(self.packed, name)
+            if value is not None:
+                tensors[name] = torch.tensor(value, dtype=torch.float32)
+        return tensors
+
+    def repacked(self, tensors: dict[str, Any]) -> kernels.PackedConv:
+        """Pack tensors that stand for the canonical ones."""
+        arrays = arrays_like(self.canonical_tensors(), tensors)
+        input_scale = float(arrays["input_scale"]) if "input_scale" in arrays else None
+        p = self.packed
+        return kernels.pack_conv(
+            arrays["weight"],
+            p.format,
+            arrays.get("bias"),
+            arrays["scale"],
+            input_scale,
+            stride=p.stride,
+            padding=p.padding,
+            dilation=p.dilation,
+            groups=p.groups,
+        )
+
+
+class PackedConv1d(_PackedConv):
+    """A 1-D convolution on a packed weight, for inference only; see :class:`PackedConv2d`.
+
+    Parameters
+    ----------
+    packed : PackedConv
+        From :func:`pycompress.kernels.pack_conv`, of a weight [out_channels, in_channels / groups, width].
+    activation : None, "relu", "gelu", "silu", "tanh", "sigmoid" or "relu6"
+    decision : LayerDecision, optional
+        Why the layer is packed.
+
+    Examples
+    --------
+    >>> layer = PackedConv1d(kernels.pack_conv(torch.tensor([[[1.0, -1.0]]])), "relu")
+    >>> layer(torch.tensor([[127.0, 1.0, 3.0]]))
+    tensor([[126.,   0.]])
+    """
+
+    _sides = 1
+
+
+class PackedConv2d(_PackedConv):
+    """A convolution on a packed weight: ``y = activation(conv(x, w) + bias)``, for inference only.
+
+    Has no parameters and no buffers: ``.to()`` and ``.half()`` leave it as it is, and it takes float32, float16 and
+    bfloat16 inputs, in any memory format. ``state_dict``, pickles and copies hold the canonical form of the weight,
+    ``weight`` int8, ``scale`` [out_channels] and, where they exist, ``bias`` [out_channels] and ``input_scale`` [],
+    float32; it is packed again for the CPU that loads it. Stride, padding, dilation and groups are the layer's own.
+
+    Parameters
+    ----------
+    packed : PackedConv
+        From :func:`pycompress.kernels.pack_conv`, of a weight [out_channels, in_channels / groups, height, width].
+    activation : None, "relu", "gelu", "silu", "tanh", "sigmoid" or "relu6"
+        Applied by the kernel.
+    decision : LayerDecision, optional
+        Why the layer is packed.
+
+    Attributes
+    ----------
+    in_channels, out_channels : int
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument has another type or value.
+
+    Examples
+    --------
+    >>> layer = PackedConv2d(kernels.pack_conv(torch.ones(1, 1, 2, 2), padding="same"))
+    >>> layer(torch.tensor([[[1.0, 2.0], [3.0, 127.0]]]))
+    tensor([[[133., 129.],
+             [130., 127.]]])
+    """
+
+    _sides = 2
+
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+
+class Geometry(NamedTuple):
+    """What a convolution is beside its weight: a number, or a pair of zeros around, for each spatial dimension."""
+
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+def geometry(layer: nn.Module, inputs: list[Tensor]) -> Geometry | str:
+    """Return the geometry of a convolution, or why no packed one can stand in for it.
+
+    A subclass with a forward of its own is run on its inputs, and on larger ones: it counts as a convolution when all
+    that it does is padding with zeros, the same at every size, and one convolution with its weight and bias.
+
+    Parameters
+    ----------
+    layer : nn.Conv1d or nn.Conv2d
+    inputs : list of tensors
+        Inputs that it got.
+
+    Returns
+    -------
+    Geometry or str
+
+    Examples
+    --------
+    >>> geometry(nn.Conv2d(1, 1, 3, padding="same"), [])
+    Geometry(stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)
+    """
+    assert isinstance(layer, CONVOLUTIONS)
+    base = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+    name = type(layer).__name__
+    own = {"forward", "_conv_forward"} & layer.__dict__.keys()
+    if not own and type(layer).forward is base.forward and type(layer)._conv_forward is base._conv_forward:
+        if layer.padding_mode != "zeros":
+            return f"its padding_mode is {layer.padding_mode!r}"
+        packed = kernels.pack_conv(
+            torch.zeros(layer.groups, 1, *layer.kernel_size),
+            stride=layer.stride,
+            padding=cast(Any, layer.padding),
+            dilation=layer.dilation,
+            groups=layer.groups,
+        )
+        return Geometry(packed.stride, packed.padding, packed.dilation, packed.groups)
+    found: set[Geometry] = set()
+    sides = len(layer.kernel_size)
+    for x in inputs:
+        for more in ((0,) * sides, (1,) * sides, (0,) * (sides - 1) + (1,), (1,) + (0,) * (sides - 1)):
+            larger = x.new_zeros((*x.shape[:-sides], *(n + m for n, m in zip(x.shape[-sides:], more, strict=True))))
+            one = _observed(layer, x if not any(more) else larger)
+            if one is None:
+                return f"{name} has a forward of its own that is more than a convolution"
+            found.add(one)
+    if len(found) != 1:
+        return f"{name} has a forward of its own whose padding depends on the size of the input"
+    return found.pop()
+
+
+class _Spy(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[Any, tuple[Any, ...], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, (*args, *(kwargs or {}).values()), result))
+        return result
+
+
+def _observed(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Geometry | None:
+    """Return what a layer does to x, where that is zero padding and one convolution."""
+    sides = len(layer.kernel_size)
+    with torch.no_grad(), _Spy() as spy:
+        try:
+            result = layer(x)
+        except RuntimeError:
+            return None
+    borders, found, current = [(0, 0)] * sides, None, x
+    for func, args, value in spy.calls:
+        if not isinstance(args[0], Tensor) or args[0] is not current or found is not None:
+            return None
+        current = value
+        if func is torch.ops.aten.constant_pad_nd.default:
+            pads = list(args[1]) + [0] * (2 * sides - len(args[1]))
+            if len(pads) > 2 * sides or min(pads) < 0 or (len(args) > 2 and args[2] != 0):
+                return None
+            borders = [
+                (b + pads[2 * i], a + pads[2 * i + 1])
+                for (b, a), i in zip(borders, reversed(range(sides)), strict=True)
+            ]
+        elif func is torch.ops.aten.convolution.default:
+            weight, bias, stride, padding, dilation, transposed, _, groups = args[1:9]
+            same_bias = bias is layer.bias or (bias is not None and layer.bias is not None and _same(bias, layer.bias))
+            if transposed or not same_bias or not _same(weight, layer.weight):
+                return None
+            borders = [(b + p, a + p) for (b, a), p in zip(borders, padding, strict=True)]
+            found = Geometry(tuple(stride), tuple(borders), tuple(dilation), groups)
+        else:
+            return None
+    return found if result is current else None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+
+
+def candidates(
+    layer: nn.Conv1d | nn.Conv2d,
+    form: Geometry,
+    format: Format | None,
+    record: GridRecord | None,
+    shared: dict[tuple[Any, ...], Any],
+) -> tuple[list[kernels.PackedConv], str]:
+    """Pack the weight of a convolution in the formats worth trying; the counterpart of ``linears.candidates``.
+
+    Examples
+    --------
+    >>> layer = nn.Conv1d(2, 3, 1)
+    >>> [packed], note = candidates(layer, geometry(layer, []), Int8(), None, {})
+    >>> packed.shape, note
+    ((3, 2, 1), '')
+    """
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    on_grid, note = None, ""
+    if record is not None and isinstance(record.format, Int8):
+        on_grid = grids.integers(weight, record)
+        if on_grid is None:
+            note = "the weight was changed since it was quantized, so that its Int8 grid no longer holds"
+    if format is not None and not isinstance(format, Int8):
+        return [], f"{type(format).__name__} has no kernel for convolutions"
+    if format is None and on_grid is None:
+        return [], note or "not quantized to Int8"
+    scale = input_scale = None
+    if record is not None and on_grid is not None:
+        scale, input_scale = record.scale, record.input_scale
+    key = (id(layer.weight), id(layer.bias), form, on_grid is None, input_scale)
+    if key not in shared:
+        shared[key] = kernels.pack_conv(
+            weight if on_grid is None else on_grid, Int8(), bias, scale, input_scale, **form._asdict()
+        )
+    return [shared[key]], note
