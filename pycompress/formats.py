@@ -54,8 +54,9 @@ class Int4:
         Whether groups have zero points: a closer fit to skewed groups, a little slower.
     scales : "float16" or "int"
         "int": the scale of a group is an integer from 1 to 15 times one float32 for each output. Sums are then exact
-        integers under one final scale, which is faster from some 16 rows on; the coarser scales raise the squared
-        rounding error of the weights by some 8 % (more where the groups of one output differ by more than 15 times).
+        integers under one final scale: the int8 formula, for kernels that multiply int8 and know no groups. The coarser
+        scales raise the squared rounding error of the weights by some 8 % (more where the groups of one output differ
+        by more than 15 times).
         Needs ``activations="int8"`` and no zero points.
     activations : "float32" or "int8"
         "float32": only the weights are quantized. "int8": rows are too, as :class:`Int8` does it; several times faster.
