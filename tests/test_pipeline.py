@@ -307,11 +307,11 @@ def test_weights_beyond_a_grid_are_found_before_training(model, monkeypatch):
 
 
 def test_a_model_of_convolutions_alone():
-    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(nn.Conv2d(1, 24, 3), nn.ReLU(), nn.Conv2d(24, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     inputs = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     data = inputs, torch.arange(60) % 3
     result = pc.compress(model, data, data, sparsity=0.5, quantize=pc.Int8(), simplify=0.5, epochs=1, margin=0.9)
-    assert result.model[0].out_channels == 3 and not result.model.training
+    assert result.model[0].out_channels == 12 and not result.model.training
     weights = [
         torch.from_numpy(packed.unpack())
         if (packed := getattr(result.model[i], "packed", None))
