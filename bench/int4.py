@@ -45,7 +45,8 @@ def point(shape: tuple[int, int], group: int, activations: str, rows: int, threa
     contestants, packed = _contestants(shape, group, activations, threads, threads)
     calls = checked_calls(contestants, *_batch(shape, group, rows), lenient=True)
     work = 2.0 * rows * shape[0] * shape[1], packed.nbytes + 4.0 * rows * sum(shape)
-    eligible = tuple(name for name in calls if "int4" in name)
+    # MatMulNBits of accuracy_level 4 rounds activations: no peer of float ones, while float ones may be the fastest
+    eligible = tuple(name for name in calls if "int4" in name and (activations == "int8" or "level 4" not in name))
     rotated = packed.nbytes * len(contestants[OURS].copies)
     format = f"Int4(group={group}, activations={activations!r})"
     level, kind = packed.kernel.rpartition("/")[2], "fp32" if activations == "float32" else "int8"
