@@ -2,6 +2,10 @@
 
 #if PYCOMPRESS_X86
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif PYCOMPRESS_ARM64 && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -20,6 +24,16 @@ bool implies(Isa level, Isa kernel) {
   if (kernel == level || kernel == Isa::scalar) return true;
   if (x86 != (kernel <= Isa::amx) || kernel > level) return false;
   return kernel != Isa::avxvnni;  // a CPU with AVX-512 need not have the VEX form of VNNI
+}
+
+bool amx_allowed() {
+#if PYCOMPRESS_X86 && defined(__linux__)
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool allowed = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return allowed;
+#else
+  return false;
+#endif
 }
 
 #if PYCOMPRESS_X86

@@ -42,6 +42,16 @@ const char* isa_name(Isa isa);
 // Whether this CPU and its operating system run the level.
 bool cpu_has(Isa isa);
 
+// Whether the operating system lets this process use tiles: it asks for the permission, once.
+bool amx_allowed();
+
+// What LDTILECFG reads.
+struct alignas(64) TileConfig {
+  std::uint8_t palette, start_row, reserved[14];
+  std::uint16_t row_bytes[16];
+  std::uint8_t rows[16];
+};
+
 // Whether a CPU of `level` runs a kernel written for `kernel`.
 bool implies(Isa level, Isa kernel);
 
@@ -66,6 +76,25 @@ bool implies(Isa level, Isa kernel);
   PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define PYCOMPRESS_BEGIN_AVX512VNNI \
   PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")
+#define PYCOMPRESS_BEGIN_AMX \
+  PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8,prefer-vector-width=512")
+
+// Tile instructions with literal tile numbers. Not the intrinsics: GCC 12 believes that they read less than they do,
+// and drops the stores before them. Tiles belong to the thread, and other libraries configure them too: configure at
+// the start of every parallel chunk, release at its end. The tests replace these macros by an emulation.
+#if !defined(PYCOMPRESS_TILES_CONFIGURE)
+#define PYCOMPRESS_TILES_ALLOWED() ::pycompress::amx_allowed()
+#define PYCOMPRESS_TILES_CONFIGURE(config) asm volatile("ldtilecfg %0" ::"m"(config))
+#define PYCOMPRESS_TILES_RELEASE() asm volatile("tilerelease")
+#define PYCOMPRESS_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile ::)
+#define PYCOMPRESS_TILE_MOVE(text, p, stride) \
+  asm volatile(text ::"r"(p), "r"(static_cast<std::ptrdiff_t>(stride)) : "memory")
+#define PYCOMPRESS_TILE_LOAD(tile, p, stride) PYCOMPRESS_TILE_MOVE("tileloadd (%0,%1,1), %%tmm" #tile, p, stride)
+#define PYCOMPRESS_TILE_LOAD_ONCE(tile, p, stride) PYCOMPRESS_TILE_MOVE("tileloaddt1 (%0,%1,1), %%tmm" #tile, p, stride)
+#define PYCOMPRESS_TILE_STORE(tile, p, stride) PYCOMPRESS_TILE_MOVE("tilestored %%tmm" #tile ", (%0,%1,1)", p, stride)
+// sum += a . b, signed bytes.
+#define PYCOMPRESS_TILE_DOT(sum, a, b) asm volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
+#endif
 
 // NEON belongs to the baseline. "arch=armv8.2-a": GCC inlines its intrinsics only into functions that have all of it.
 #define PYCOMPRESS_BEGIN_NEON PYCOMPRESS_BEGIN("arch=armv8-a")

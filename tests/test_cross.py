@@ -22,7 +22,7 @@ ARM_LEVELS = {
     "max": ["scalar", "neon", "neondot", "i8mm"],
 }
 
-STAND_INS = {"avxvnni": "avx512vnni"}  # level: where its replacement runs
+STAND_INS = {"avxvnni": "avx512vnni", "amx": "avx512vnni"}  # level: where its replacement runs
 
 
 def need(request, levels, *programs):
@@ -50,8 +50,7 @@ def run(*command):
 
 
 def kernel_sources():
-    files = ["csrc/isa.cpp", "csrc/thread_pool.cpp", *ROOT.glob("csrc/int8_linear/*.cpp")]
-    return sorted(str(ROOT / path) for path in files)
+    return sorted(map(str, [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/int8_linear/*.cpp")]))
 
 
 @pytest.fixture(scope="module")
