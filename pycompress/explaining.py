@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from .convolutions import CONVOLUTIONS
 from .layers import LayerDecision, PackedLayer, decisions
-from .linears import joined
+from .linears import KINDS, joined
 
 
 class Explanation(list[LayerDecision]):
@@ -71,12 +70,12 @@ def explain(model: nn.Module) -> Explanation:
     for name, module in model.named_modules():
         decision = recorded.get(name)
         if isinstance(module, PackedLayer):
-            packed, kind = module.packed, type(module).__name__.removeprefix("Packed")
-            decision = decision or LayerDecision(name, kind, packed.format, packed.kernel, reason="packed by hand")
-            if decision.kernel != packed.kernel:
+            kind = type(module).__name__.removeprefix("Packed")
+            decision = decision or LayerDecision(name, kind, module.format, module.kernel, reason="packed by hand")
+            if decision.kernel != module.kernel:
                 reason = joined(decision.reason, f"measured with {decision.kernel}")
-                decision = replace(decision, kernel=packed.kernel, reason=reason)
-        elif decision is None and isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+                decision = replace(decision, kernel=module.kernel, reason=reason)
+        elif decision is None and isinstance(module, KINDS):
             decision = LayerDecision(name, type(module).__name__, reason="not packed yet")
         elif decision is None and has_weights(module):
             decision = LayerDecision(name, type(module).__name__, reason="no kernel yet, stays dense")

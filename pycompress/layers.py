@@ -82,6 +82,17 @@ class PackedLayer(nn.Module):
         self.decision = decision
 
     @property
+    def format(self) -> Format:
+        """How the weights are stored."""
+        format: Format = self.packed.format
+        return format
+
+    @property
+    def kernel(self) -> str:
+        """The kernel that runs."""
+        return str(self.packed.kernel)
+
+    @property
     def sizes(self) -> str:
         """Inputs and outputs, for messages."""
         raise NotImplementedError

@@ -17,8 +17,11 @@ from .selection import count_bad, listed
 PRUNED_DENSITY = 0.7
 """A layer counts as pruned when less than this fraction of its weights is not zero."""
 
-KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU)
 """The layers that can be packed."""
+
+DYNAMIC = (nn.Linear, nn.LSTM, nn.GRU)
+"""The layers that are quantized as they run."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -31,7 +34,18 @@ def find_all(model: nn.Module) -> dict[str, nn.Module]:
     >>> list(find_all(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(3, 1))))
     ['0', '2']
     """
-    return _find(model, KINDS, "an nn.Linear, nn.Conv1d or nn.Conv2d, the layers")
+    return _find(model, KINDS, "an nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM or nn.GRU, the layers")
+
+
+def find_dynamic(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that ``quantize_dynamic`` replaces, as torch's does, after the checks of :func:`find`.
+
+    Examples
+    --------
+    >>> list(find_dynamic(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(3, 1), nn.GRU(2, 3))))
+    ['1', '2']
+    """
+    return _find(model, DYNAMIC, "an nn.Linear, nn.LSTM or nn.GRU, the layers")
 
 
 def find(model: nn.Module) -> dict[str, nn.Linear]:

@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
-from . import convolutions, masks
+from . import convolutions, masks, recurrent
 from .convolutions import CONVOLUTIONS, PackedConv1d, PackedConv2d
 from .explaining import has_weights
 from .formats import Format, Int4, Int8, Sparse
@@ -20,9 +21,10 @@ from .fusing import seen_together, sequential_pairs, traced_pairs
 from .grids import GridRecord
 from .kernels.ops import Activation
 from .layers import LayerDecision, PackedLinear, set_decision
-from .linears import Shared, candidates, find, find_all, grid_records, joined, obstacle, replaced
+from .linears import DYNAMIC, Shared, candidates, find_all, find_dynamic, grid_records, joined, obstacle, replaced
 from .progress import track
 from .recording import Seen, record, run
+from .recurrent import PackedGRU, PackedLSTM
 from .selection import listed
 from .timing import Clock, compare
 
@@ -37,13 +39,13 @@ def pack(
 ) -> nn.Module:
     """Return a copy of a model for inference, in which each layer is replaced where that makes it faster.
 
-    Every nn.Linear, nn.Conv1d and nn.Conv2d that ``example_inputs`` reach is timed against packed candidates on the
-    very inputs that it gets in that forward pass, in turns with them (see :func:`pycompress.timing.compare`). It is
-    replaced by the candidate with the largest lower end of the 95 % interval of the speedup dense / packed, if that is
-    above 1. An activation module (nn.ReLU, nn.ReLU6, nn.GELU without approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that
-    alone takes the layer's output, in an nn.Sequential or in the graph that torch.fx makes of the model, is fused,
-    timed with it, and replaced by an nn.Identity, so that no name changes. :func:`pycompress.explain` lists every
-    decision and why; copies and pickles of the model keep them.
+    Every nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM and nn.GRU that ``example_inputs`` reach is timed against packed
+    candidates on the very inputs that it gets in that forward pass, in turns with them (see
+    :func:`pycompress.timing.compare`). It is replaced by the candidate with the largest lower end of the 95 % interval
+    of the speedup dense / packed, if that is above 1. An activation module (nn.ReLU, nn.ReLU6, nn.GELU without
+    approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that alone takes the layer's output, in an nn.Sequential or in the
+    graph that torch.fx makes of the model, is fused, timed with it, and replaced by an nn.Identity, so that no name
+    changes. :func:`pycompress.explain` lists every decision and why; copies and pickles of the model keep them.
 
     Without a ``format`` a candidate keeps the layer's numbers as ``quantize_`` and ``prune_`` left them: Int8 with
     exactly the recorded integers and input scale where the weight still lies on its Int8 grid, and Sparse where less
@@ -88,7 +90,7 @@ def pack(
     find_all(model)
     twin = masks.finalize_(copy.deepcopy(model)).eval().requires_grad_(False)
     layers = find_all(twin)
-    obstacles = {layer: obstacle(layer) for layer in layers.values()}
+    obstacles = {layer: _obstacle(layer) for layer in layers.values()}
     traced = traced_pairs(twin, example_inputs)
     followers = {layer: pair.module for layer, pair in traced.items()}
     free = [layer for layer, fault in obstacles.items() if not fault]
@@ -126,7 +128,11 @@ def pack(
     return result
 
 
-_Packed = PackedLinear | PackedConv1d | PackedConv2d
+_Packed = PackedLinear | PackedConv1d | PackedConv2d | PackedLSTM | PackedGRU
+
+
+def _obstacle(layer: nn.Module) -> str:
+    return recurrent.obstacle(layer) if isinstance(layer, nn.RNNBase) else obstacle(layer)
 
 
 def _modules(
@@ -141,6 +147,10 @@ def _modules(
     if isinstance(layer, nn.Linear):
         weights, note = candidates(layer, format, records, shared)
         return [PackedLinear(weight, activation).eval() for weight in weights], note
+    if isinstance(layer, (nn.LSTM, nn.GRU)):
+        if isinstance(format, Int8):
+            return [recurrent.packed_of(layer)], ""
+        return [], "packed with Int8() alone" if format is None else f"{type(format).__name__} has no recurrent kernel"
     assert isinstance(layer, CONVOLUTIONS)
     form = convolutions.geometry(layer, entry.inputs)
     if isinstance(form, str):
@@ -151,7 +161,7 @@ def _modules(
 
 
 def _fastest(
-    dense: list[nn.Module], modules: list[_Packed], inputs: list[Tensor], decision: LayerDecision, clock: Clock
+    dense: list[nn.Module], modules: list[_Packed], inputs: list[Any], decision: LayerDecision, clock: Clock
 ) -> tuple[_Packed | None, LayerDecision]:
     """Time packed layers against dense modules; return the one with the best lower end, or None, and the decision."""
     if not decision.rows:
@@ -161,7 +171,7 @@ def _fastest(
         speedups = compare(_calls(dense, inputs), [_calls([module, *tail], inputs) for module in modules], clock=clock)
     best = max(range(len(modules)), key=lambda i: speedups[i].low)
     speedup = speedups[best]
-    tried = " and ".join(type(module.packed.format).__name__ for module in modules)
+    tried = " and ".join(type(module.format).__name__ for module in modules)
     timed = replace(
         decision,
         dense_us=speedup.baseline_seconds * 1e6,
@@ -174,21 +184,23 @@ def _fastest(
     return (modules[best] if speedup.low > 1 else None), timed
 
 
-def _calls(chain: list[nn.Module], inputs: list[Tensor]) -> Callable[[], None]:
+def _calls(chain: list[nn.Module], inputs: list[Any]) -> Callable[[], None]:
     def run() -> None:
         for x in inputs:
             for module in chain:
-                x = module(x)
+                x = module(*x) if type(x) is tuple else module(x)
 
     return run
 
 
 def _accept(module: _Packed, decision: LayerDecision) -> None:
-    set_decision(module, replace(decision, format=module.packed.format, kernel=module.packed.kernel))
+    set_decision(module, replace(decision, format=module.format, kernel=module.kernel))
 
 
-def _rows(layer: nn.Module, inputs: list[Tensor]) -> int:
-    """Rows of a linear layer, images (or signals) of a convolution."""
+def _rows(layer: nn.Module, inputs: list[Any]) -> int:
+    """Rows of a linear or recurrent layer, images (or signals) of a convolution."""
+    if isinstance(layer, nn.RNNBase):
+        inputs = [x.data if isinstance(x, PackedSequence) else x for x, *_ in inputs]
     inner = 2 if isinstance(layer, nn.Conv1d) else 3 if isinstance(layer, nn.Conv2d) else 1
     return sum(math.prod(x.shape[:-inner]) for x in inputs)
 
@@ -204,7 +216,7 @@ def quantize_dynamic(
     mapping: None = None,
     inplace: bool = False,
 ) -> nn.Module:
-    """Replace linear layers by int8 ones, with the arguments of ``torch.ao.quantization.quantize_dynamic``.
+    """Replace linear and recurrent layers by int8 ones, called as ``torch.ao.quantization.quantize_dynamic`` is.
 
     Weights are quantized now, per output; activations at run time, per row (see :func:`pycompress.kernels.linear`).
     Nothing is measured: the layers are asked for by name. A weight that lies on a recorded Int8 grid keeps exactly its
@@ -215,9 +227,9 @@ def quantize_dynamic(
     model : nn.Module
         On the CPU.
     qconfig_spec : None, set or dict
-        Types and names of modules. None: every nn.Linear. A set: those, and what is inside them. A dict: as the set of
-        its keys, but None as value leaves a module out; a name counts more than a type, an inner module more than an
-        outer one.
+        Types and names of modules. None: every nn.Linear, nn.LSTM and nn.GRU. A set: those, and what is inside them.
+        A dict: as the set of its keys, but None as value leaves a module out; a name counts more than a type, an inner
+        module more than an outer one.
     dtype : torch.dtype
         torch.qint8.
     mapping : None
@@ -234,10 +246,10 @@ def quantize_dynamic(
     Raises
     ------
     TypeError, ValueError
-        When an argument has another type or value, a name is not in the model, no linear layer is matched, or one
+        When an argument has another type or value, a name is not in the model, no such layer is matched, or one
         asked for by its name cannot be packed. All are named, and the model is not changed.
     NotImplementedError
-        When a layer without a kernel is asked for (LSTM, GRU, RNN and their cells, anything else by its type or name),
+        When a layer without a kernel is asked for (RNN and cells, anything else by its type or name),
         or dtype is another of torch's quantized types.
 
     Examples
@@ -253,32 +265,36 @@ def quantize_dynamic(
         raise NotImplementedError(f"mapping must be None, got {mapping!r}")
     if not isinstance(inplace, bool):
         raise TypeError(f"inplace must be a bool, got {type(inplace).__name__}")
-    if inplace and isinstance(model, nn.Linear):
+    if inplace and isinstance(model, DYNAMIC):
         raise ValueError("inplace must be False for a model that is itself the layer to replace")
     wanted = _wanted(model, _spec(qconfig_spec))
     twin = masks.finalize_(copy.deepcopy(model))
-    layers = {name: layer for name, layer in find(twin).items() if name in wanted}
+    layers = {name: layer for name, layer in find_dynamic(twin).items() if name in wanted}
     keepers = {child for m in twin.modules() if isinstance(m, _READS_ITS_LINEARS) for child in m._modules.values()}
     kept = {
         name: reason
         for name, layer in layers.items()
-        if (reason := obstacle(layer) or ("its parent reads its weight" if layer in keepers else ""))
+        if (reason := _obstacle(layer) or ("its parent reads its weight" if layer in keepers else ""))
     }
     if named := {name: reason for name, reason in kept.items() if wanted[name]}:
         raise ValueError("qconfig_spec must name layers that can be packed, got " + listed(named))
     if len(kept) == len(layers):
-        raise ValueError(f"qconfig_spec must match an nn.Linear that can be packed, got {listed(kept) or 'none'}")
-    records, shared = grid_records(find(twin).values()), Shared()
+        raise ValueError(f"qconfig_spec must match a layer that can be packed, got {listed(kept) or 'none'}")
+    records, shared = grid_records(find_dynamic(twin).values()), Shared()
     target = masks.finalize_(model) if inplace else twin
-    targets = find(target)
+    targets = find_dynamic(target)
     substitutes: dict[nn.Module, nn.Module] = {}
     for name, layer in layers.items():
         decision = LayerDecision(name, type(layer).__name__, reason=kept.get(name, "asked for by quantize_dynamic"))
         if name in kept:
             set_decision(targets[name], decision)
         else:
-            [weight], note = candidates(layer, Int8(), records, shared, static=False)
-            packed = PackedLinear(weight)
+            packed: _Packed
+            if isinstance(layer, (nn.LSTM, nn.GRU)):
+                packed, note = recurrent.packed_of(layer), ""
+            else:
+                [weight], note = candidates(cast(nn.Linear, layer), Int8(), records, shared, static=False)
+                packed = PackedLinear(weight)
             _accept(packed, replace(decision, reason=joined(decision.reason, note)))
             substitutes[targets[name]] = packed
     return replaced(target, substitutes).eval().requires_grad_(False)
@@ -296,7 +312,7 @@ def _check_dtype(dtype: object) -> None:
 def _spec(qconfig_spec: Any) -> dict[Any, bool]:
     """Types and names, and whether each is to be replaced."""
     if qconfig_spec is None:
-        return {nn.Linear: True}
+        return dict.fromkeys(DYNAMIC, True)
     if not isinstance(qconfig_spec, (set, frozenset, dict)):
         raise TypeError(f"qconfig_spec must be None, a set or a dict, got {type(qconfig_spec).__name__}")
     for key in qconfig_spec:
@@ -323,7 +339,7 @@ def _wanted(model: nn.Module, spec: dict[Any, bool]) -> dict[str, bool]:
             continue
         wanted[module] = wanted.get(module, False) or name in spec
         direct = (name in spec or by_type is not None) and not list(module.children())
-        if isinstance(module, _RECURRENT) or (direct and not isinstance(module, nn.Linear) and has_weights(module)):
+        if not isinstance(module, DYNAMIC) and (isinstance(module, _RECURRENT) or (direct and has_weights(module))):
             lacking[name] = type(module).__name__
     if lacking:
         raise NotImplementedError(f"qconfig_spec must ask for layers that there are kernels for, got {listed(lacking)}")

@@ -24,7 +24,7 @@ class Seen:
     Attributes
     ----------
     inputs : list of tensors
-        Copies of its inputs in the first 16 calls.
+        Copies of its inputs in the first 16 calls; of a recurrent layer, tuples of all that it was called with.
     calls : int
     obstacle : str
         Why a module without parameters cannot stand in for it, or "".
@@ -32,7 +32,7 @@ class Seen:
         Calls of its follower with the layer's last output itself.
     """
 
-    inputs: list[Tensor] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
     calls: int = 0
     obstacle: str = ""
     followed: int = 0
@@ -145,7 +145,12 @@ def _probe(base: type[nn.Module], seen: dict[nn.Module, Seen]) -> type[nn.Module
     def note_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         entry = seen[self]
         entry.calls += 1
-        if kwargs or len(args) != 1 or type(args[0]) not in (Tensor, nn.Parameter) or args[0].layout != torch.strided:
+        if issubclass(base, nn.RNNBase):
+            if kwargs:
+                entry.obstacle = "it is called with keywords"
+            elif entry.calls <= _KEPT_CALLS:
+                entry.inputs.append(_copied(args))
+        elif kwargs or len(args) != 1 or type(args[0]) not in (Tensor, nn.Parameter) or args[0].layout != torch.strided:
             entry.obstacle = "it is called with other arguments than one plain tensor"
         elif entry.calls <= _KEPT_CALLS:
             entry.inputs.append(args[0].detach().clone())
@@ -162,6 +167,8 @@ def _probe(base: type[nn.Module], seen: dict[nn.Module, Seen]) -> type[nn.Module
 
         return property(read)
 
-    names = {"forward": note_forward, "weight": note_reading("weight"), "bias": note_reading("bias")}
+    names: dict[str, Any] = {"forward": note_forward}
+    if not issubclass(base, nn.RNNBase):
+        names |= {"weight": note_reading("weight"), "bias": note_reading("bias")}
     probe = type(base.__name__, (base,), names)
     return probe

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import kernels
+from .formats import Int8
 from .kernels import PackedRecurrent, arrays, backends
 from .kernels import recurrent as steps
 from .layers import LayerDecision, PackedLayer, arrays_like
@@ -65,6 +66,16 @@ class PackedRecurrentLayer(PackedLayer):
                 width = directions * part.out_size
 
     @property
+    def format(self) -> Int8:
+        """How the weights are stored."""
+        return self.packed[0].format
+
+    @property
+    def kernel(self) -> str:
+        """The kernel that runs."""
+        return self.packed[0].kernel
+
+    @property
     def input_size(self) -> int:
         """Size of the last dimension of the input."""
         return self.packed[0].input_size
@@ -105,7 +116,7 @@ class PackedRecurrentLayer(PackedLayer):
         """What ``repr`` shows inside the brackets."""
         return (
             f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, bidirectional={self.bidirectional}, "
-            f"batch_first={self.batch_first}, format={self.packed[0].format}, kernel={self.packed[0].kernel!r}"
+            f"batch_first={self.batch_first}, format={self.format}, kernel={self.kernel!r}"
         )
 
     def canonical_tensors(self) -> dict[str, Tensor]:

@@ -437,7 +437,7 @@ def conv_model():
         (lambda: pack(mlp(), X, "int8"), TypeError, r"format must be Int8\(\), Int4\(\), Sparse\(\) or None, got"),
         (lambda: pack(mlp(), X, FixedPoint()), TypeError, "format must be"),
         (lambda: pack(mlp(), X, force=1), TypeError, "force must be a bool, got int"),
-        (lambda: pack(nn.Sequential(nn.ReLU()), X), ValueError, "must have an nn.Linear, nn.Conv1d or.*got 1 ReLU"),
+        (lambda: pack(nn.Sequential(nn.ReLU()), X), ValueError, "must have an nn.Linear, nn.Conv1d, .*got 1 ReLU"),
         (lambda: pack(nan_model(), X), ValueError, "'0': weight with 1 NaN or infinite entries; '5': bias with 1 NaN"),
         (lambda: pack(mlp().to("meta"), X), ValueError, "'0': weight on meta; '3': weight on meta"),
         (lambda: pack(nn.Sequential(nn.LazyLinear(3)), X), ValueError, "'0': weight not initialised"),
@@ -472,7 +472,7 @@ def test_explain_lists_every_layer_with_weights(clock):
     )
     assert [(d.name, d.kind, d.reason) for d in explain(model)] == [
         ("conv", "Conv2d", "not packed yet"),
-        ("rnn", "LSTM", "no kernel yet, stays dense"),
+        ("rnn", "LSTM", "not packed yet"),
         ("fc", "Linear", "not packed yet"),
     ]
     text = str(explain(pack(mlp(), X, Int8(), _clock=clock)))
@@ -568,21 +568,21 @@ def test_quantize_dynamic_leaves_what_must_keep_its_weight():
 
 def recurrent():
     return nn.ModuleDict(
-        {"fc": nn.Linear(3, 3), "rnn": nn.LSTM(3, 3), "cell": nn.GRUCell(3, 3), "conv": nn.Conv1d(1, 1, 1)}
+        {"fc": nn.Linear(3, 3), "rnn": nn.RNN(3, 3), "cell": nn.GRUCell(3, 3), "conv": nn.Conv1d(1, 1, 1)}
     )
 
 
 @pytest.mark.parametrize(
     ("spec", "options", "error", "message"),
     [
-        ({nn.Linear, nn.LSTM}, {}, NotImplementedError, "got 'rnn': LSTM$"),
-        ({nn.LSTM, nn.GRUCell}, {}, NotImplementedError, "got 'rnn': LSTM; 'cell': GRUCell$"),
-        ({"rnn": 1, nn.Linear: 1}, {}, NotImplementedError, "got 'rnn': LSTM$"),
-        ({""}, {}, NotImplementedError, "'rnn': LSTM; 'cell': GRUCell$"),
+        ({nn.Linear, nn.RNN}, {}, NotImplementedError, "got 'rnn': RNN$"),
+        ({nn.RNN, nn.GRUCell}, {}, NotImplementedError, "got 'rnn': RNN; 'cell': GRUCell$"),
+        ({"rnn": 1, nn.Linear: 1}, {}, NotImplementedError, "got 'rnn': RNN$"),
+        ({""}, {}, NotImplementedError, "'rnn': RNN; 'cell': GRUCell$"),
         ({nn.Conv1d, nn.Linear}, {}, NotImplementedError, "got 'conv': Conv1d$"),
         ({"fc", "fd", "fe"}, {}, ValueError, r"must name modules of the model, got \['f[de]', 'f[de]'\]"),
-        ({Renamed}, {}, ValueError, "must match an nn.Linear that can be packed, got none"),
-        (set(), {}, ValueError, "must match an nn.Linear"),
+        ({Renamed}, {}, ValueError, "must match a layer that can be packed, got none"),
+        (set(), {}, ValueError, "must match a layer"),
         ([nn.Linear], {}, TypeError, "qconfig_spec must be None, a set or a dict, got list"),
         ({1}, {}, TypeError, "must hold module types and names, got 1"),
         (None, {"dtype": torch.float16}, NotImplementedError, "dtype must be torch.qint8, .* got torch.float16"),

@@ -15,6 +15,7 @@ from ..convolutions import PackedConv1d, PackedConv2d
 from ..formats import Int4, Int8
 from ..kernels import PackedConv, PackedWeight
 from ..layers import PackedLayer, PackedLinear, decisions
+from ..recurrent import PackedRecurrentLayer
 from . import coding
 from .container import ArtifactError, apart, write_container
 from .contents import packed_names
@@ -218,6 +219,9 @@ def _check_storable(model: nn.Module) -> None:
             problems.append(f"{name} is on the meta device")
         elif tensor.layout != torch.strided or tensor.dtype not in coding.DTYPES:
             problems.append(f"{name} is {tensor.layout} {tensor.dtype}")
+    for path, module in model.named_modules():
+        if isinstance(module, PackedRecurrentLayer):
+            problems.append(f"{path} is a packed recurrent layer")
     if not problems:
         modules = model.named_modules(remove_duplicate=False)
         packed = tuple(f"{path}." if path else "" for path, module in modules if isinstance(module, PackedLayer))
