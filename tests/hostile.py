@@ -154,6 +154,8 @@ NODES = [
     ("metadata/layers/conv/groups", FIT, [1, 4, 3]),
     ("metadata/layers/conv/fused", "fused must be true or false", [1, "true", None, []]),
     ("metadata/layers/conv/fused", FIT, [True]),
+    ("metadata/layers/conv/chains", "chains must be lists of keys", ["0", 1, None, {}, ["0"], [[0]], [None]]),
+    ("metadata/layers/conv/chains", FIT, [[["0", "1"]], [[]]]),
     ("metadata/layers/packed.0/groups", FIT, [2]),
     ("metadata/layers/packed.0/decision/rows", "rows must be", [-1, 1.5, "8", None, 2**64]),
     ("metadata/layers/packed.0/decision/speedup", "speedup must be", ["2", None, [], True, {}, 10**30]),

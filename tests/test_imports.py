@@ -19,7 +19,7 @@ ROWS = [
     "pipeline",
     "validation prune quantize structure distill packing",
     "artifact training scores fusing explaining",
-    "recurrent convolutions",
+    "recurrent convolutions chains",
     "layers linears recording",
     "masks grids data timing progress schedules",
     "selection undo calls torch_ops activations",

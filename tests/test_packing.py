@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pycompress import grids, kernels, masks
+from pycompress import chains, grids, kernels, masks
 from pycompress.explaining import explain
 from pycompress.formats import FixedPoint, Int8, Sparse
 from pycompress.kernels.packed import int8_scale
@@ -48,6 +48,17 @@ def clock(monkeypatch):
         clock.now += clock.relu_us * US
         return relu(self, input)
 
+    def chain_call(weights, activations):
+        call = chain(weights, activations)
+
+        def as_long_as_one_by_one(x):
+            clock.now += sum(clock.us[type(weight.format)] for weight in weights) * US
+            return call(x)
+
+        return call and as_long_as_one_by_one
+
+    chain = chains.chain_call
+    monkeypatch.setattr(chains, "chain_call", chain_call)
     monkeypatch.setattr(nn.Linear, "forward", dense_forward)
     monkeypatch.setattr(PackedLinear, "forward", packed_forward)
     monkeypatch.setattr(nn.ReLU, "forward", relu_forward)

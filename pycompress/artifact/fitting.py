@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..activations import activation_of
+from ..chains import chained
 from ..convolutions import PackedConv1d, PackedConv2d
 from ..layers import PackedLayer, PackedLinear
 from . import coding
 from .container import ArtifactError
 from .contents import Contents, packed_names
 from .places import Place, groups_of, own_tensors, places, smaller
-from .schema import ConvRecord
+from .schema import ConvRecord, LayerRecord
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
     for path, layer in layers.items():
         if layer.fused and path in modules and not _can_be_fused(path, modules[path]):
             faults.append(f"{path}, an activation in the file and {type(modules[path]).__name__} in the model")
+    faults += [f"{path}, a Sequential with chains in the file" for path in _unchainable(modules, layers)]
     sizes = []
     for path, module in modules.items():
         if path in packed or isinstance(module, PackedLayer):
@@ -100,6 +105,15 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
 
 def _can_be_fused(path: str, module: nn.Module) -> bool:
     return bool(path) and (activation_of(module) is not None or type(module) is nn.Identity)
+
+
+def _unchainable(modules: dict[str, nn.Module], layers: dict[str, LayerRecord]) -> Iterator[str]:
+    for path, layer in layers.items():
+        if layer.chains and path in modules:
+            try:
+                chained(copy.copy(cast(nn.Sequential, modules[path])), layer.chains)
+            except (TypeError, ValueError):
+                yield path
 
 
 def _shown(name: str) -> str:

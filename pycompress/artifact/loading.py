@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import grids, kernels, masks
 from ..activations import activation_of, fused_identity
+from ..chains import chained
 from ..convolutions import PackedConv1d, PackedConv2d
 from ..formats import Int4, Int8
 from ..grids import GridRecord
@@ -185,6 +186,8 @@ def _apply(model: nn.Module, fit: Fit, contents: Contents, decoded: _Decoded) ->
         if record.fused:
             parent, _, key = path.rpartition(".")
             fit.modules[parent]._modules[key] = fused_identity()
+        if record.chains:
+            chained(cast(nn.Sequential, fit.modules[path]), record.chains)
         if record.decision is not None:
             module = fit.modules[path]
             set_decision(put[id(module)] if path in decoded.packed else module, record.decision)

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from .. import grids, masks
 from ..activations import is_fused
+from ..chains import ChainedSequential
 from ..convolutions import PackedConv1d, PackedConv2d
 from ..formats import Int4, Int8
 from ..kernels import PackedConv, PackedWeight
@@ -155,7 +156,8 @@ def _collect(model: nn.Module) -> tuple[dict[str, Tensor], Metadata]:
             input_scale = weight.input_scale
         else:
             packed, input_scale = None, _input_scale(metadata, path, module)
-        record = LayerRecord(packed, found.get(path), groups_of(module), input_scale, is_fused(module))
+        chains = module.chains if isinstance(module, ChainedSequential) else ()
+        record = LayerRecord(packed, found.get(path), groups_of(module), input_scale, is_fused(module), chains)
         if record != LayerRecord():
             metadata.layers[path] = record
     return stored, metadata

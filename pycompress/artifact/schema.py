@@ -75,6 +75,8 @@ class LayerRecord:
         Fixed scale of the int8 inputs of a packed layer, or of one that lies on a grid of Int8.
     fused : bool
         Whether it is an activation that the packed layer in front of it computes.
+    chains : tuple of tuples of str
+        For a Sequential: keys of packed layers that run in one call.
     """
 
     packed: PackedRecord | None = None
@@ -82,6 +84,7 @@ class LayerRecord:
     groups: int = 1
     input_scale: float | None = None
     fused: bool = False
+    chains: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,14 @@ def _layer(value: object, name: str, where: str) -> LayerRecord:
     fused = record.get("fused", False)
     if not isinstance(fused, bool):
         raise ArtifactError(f"{where}.fused must be true or false, got {fused!r:.99}")
-    return LayerRecord(packed, decision, groups, input_scale, fused)
+    return LayerRecord(packed, decision, groups, input_scale, fused, _chains(record.get("chains", []), where))
+
+
+def _chains(value: object, where: str) -> tuple[tuple[str, ...], ...]:
+    lists: list[Any] = value if isinstance(value, list) else [None]
+    if any(not isinstance(keys, list) or any(not isinstance(key, str) for key in keys) for keys in lists):
+        raise ArtifactError(f"{where}.chains must be lists of keys, got {value!r:.99}")
+    return tuple(tuple(keys) for keys in lists)
 
 
 def _packed(value: object, where: str) -> PackedRecord:

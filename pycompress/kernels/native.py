@@ -5,6 +5,7 @@ A packed state knows its kernel: the level is chosen once, when it is packed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,11 @@ def int8_recurrent(
 ) -> None:
     """Run a sequence x [rows, in]; updates h [batch, out] and c [batch, hidden], writes y [rows, out]."""
     state.run(x, starts, h, c, y, backwards, threads)
+
+
+def bound_chain(states: list[_native.Int8State], activations: list[int]) -> Callable[[int, int, int, int], None]:
+    """Return a function (address of x, address of y, rows, threads) that runs int8 layers one after the other."""
+    return _native.Int8Chain(states, activations).into
 
 
 def sparse_linear(x: Float, state: _native.SparseState, activation: int, threads: int) -> Float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -171,6 +172,30 @@ def linear_chain(
     for weight, name in zip(weights, names, strict=True):
         y = linear(y, weight, name)
     return arrays.restore(np.asarray(y), x) if half else y
+
+
+def chain_call(packed: Sequence[PackedWeight], activations: Sequence[Activation | None]) -> Callable[[Any], Any] | None:
+    """Return a function that runs a chain in one call, or None where the kernels have no such call for it.
+
+    It takes what :func:`pycompress.kernels.arrays.is_plain_tensor` accepts, and returns None for another number of
+    features than that of the first weight.
+    """
+    states = [weight._native if isinstance(weight.format, Int8) else None for weight in packed]
+    fit = all(a.shape[0] == b.shape[1] for a, b in itertools.pairwise(packed))
+    if None in states or not fit or len({weight.kernel for weight in packed}) > 1 or packed[0].shape[1] == 0:
+        return None
+    into = packed[0]._module.bound_chain(states, [activation_code(each) for each in activations])
+    in_features, out_features = packed[0].shape[1], packed[-1].shape[0]
+
+    def call(x: Any) -> Any:
+        *leading, features = x.shape or (0,)
+        if features != in_features:
+            return None
+        y = x.new(*leading, out_features)
+        into(x.data_ptr(), y.data_ptr(), x.numel() // features, backends.get_num_threads(True))
+        return y
+
+    return call
 
 
 def chain_arguments(packed: object, activations: object) -> tuple[list[PackedWeight], list[int]]:
