@@ -7,7 +7,7 @@ from os import PathLike
 from typing import NamedTuple
 
 from ..formats import Int4, Int8
-from . import coding
+from . import coding, recurrent
 from .container import ArtifactError, Entry, Header, digest_fits, read_header
 from .durable import check_path, read_file
 from .schema import VERSION, LayerRecord, Metadata, TensorRecord, read_metadata
@@ -72,7 +72,9 @@ def read_contents(data: bytes) -> Contents:
             raise ArtifactError(f"tensor {name!r:.99} must be tied to a stored one and not stored itself")
         tensors[name] = owners[owner]
     for name, layer in metadata.layers.items():
-        if layer.packed is not None:
+        if layer.packed is not None and layer.packed.recurrent is not None:
+            recurrent.check(name, layer, layer.packed.recurrent, tensors)
+        elif layer.packed is not None:
             _check_packed(name, layer, tensors)
         if layer.input_scale is not None and not _has_int8_inputs(name, layer, tensors):
             raise ArtifactError(f"layer {name!r:.99} must have int8 activations to have an input_scale")

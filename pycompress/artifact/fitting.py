@@ -14,7 +14,8 @@ from ..activations import activation_of
 from ..chains import chained
 from ..convolutions import PackedConv1d, PackedConv2d
 from ..layers import PackedLayer, PackedLinear
-from . import coding
+from ..recurrent import PackedRecurrentLayer
+from . import coding, recurrent
 from .container import ArtifactError
 from .contents import Contents, packed_names
 from .places import Place, groups_of, own_tensors, places, smaller
@@ -81,7 +82,13 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
     faults += [f"{path}, a Sequential with chains in the file" for path in _unchainable(modules, layers)]
     sizes = []
     for path, module in modules.items():
-        if path in packed or isinstance(module, PackedLayer):
+        recurrence = layers[path].packed.recurrent if path in packed else None  # type: ignore[union-attr]
+        if recurrence is not None:
+            expected |= set(recurrent.full_names(path, recurrence).values())
+            faults += recurrent.faults(path, module, recurrence, contents.tensors)
+        elif isinstance(module, PackedRecurrentLayer):
+            faults.append(f"{path}, a packed recurrent layer in the model and another one in the file")
+        elif path in packed or isinstance(module, PackedLayer):
             names = packed_names(path)
             stored -= {names["scale"], names["zero_point"], names["multiplier"]}
             expected |= {names["weight"]} | ({names["bias"]} if _has_bias(module) else set())

@@ -18,7 +18,8 @@ from ..convolutions import PackedConv1d, PackedConv2d
 from ..formats import Int4, Int8
 from ..grids import GridRecord
 from ..layers import PackedLinear, decisions, set_decision
-from . import coding
+from ..recurrent import PackedGRU, PackedLSTM
+from . import coding, recurrent
 from .container import ArtifactError, digest_fits, read_container
 from .contents import Contents, packed_names, read_contents
 from .durable import check_path, read_file
@@ -26,7 +27,7 @@ from .fitting import Fit, fit
 from .places import Place
 from .schema import LayerRecord, PackedRecord
 
-PackedModule = PackedLinear | PackedConv1d | PackedConv2d
+PackedModule = PackedLinear | PackedConv1d | PackedConv2d | PackedLSTM | PackedGRU
 
 
 @dataclass
@@ -109,7 +110,11 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
             decoded.tensors[name], decoded.grids[name] = coding.decode(stored.record, found, name)
     weights: dict[tuple[str | None, ...], kernels.PackedWeight | kernels.PackedConv] = {}
     for path, layer in contents.metadata.layers.items():
-        if layer.packed is not None:
+        if layer.packed is not None and (record := layer.packed.recurrent) is not None:
+            full = recurrent.full_names(path, record)
+            own = {name: decoded.tensors[contents.owner(stored)] for name, stored in full.items()}
+            decoded.packed[path] = recurrent.build(path, record, own)
+        elif layer.packed is not None:
             names = {part: contents.owner(name) for part, name in packed_names(path).items()}
             present = tuple(name if name in decoded.tensors else None for name in names.values())
             rules = (layer.packed.format, layer.packed.convolution, layer.groups, layer.input_scale)
@@ -212,8 +217,9 @@ def _fill(group: list[Place], tensor: Tensor, keep: bool) -> None:
 def _replace(parent: nn.Module, key: str, layer: PackedModule) -> None:
     """Put a packed layer into its parent; the activation behind it in a Sequential that it computes goes."""
     parent._modules[key] = layer
-    if type(parent).forward is nn.Sequential.forward and layer.activation is not None:
+    activation = getattr(layer, "activation", None)
+    if type(parent).forward is nn.Sequential.forward and activation is not None:
         keys = list(parent._modules)
         behind = keys[keys.index(key) + 1 :][:1]
-        if behind and activation_of(parent._modules[behind[0]]) == layer.activation:
+        if behind and activation_of(parent._modules[behind[0]]) == activation:
             parent._modules[behind[0]] = nn.Identity()

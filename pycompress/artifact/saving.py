@@ -17,7 +17,7 @@ from ..formats import Int4, Int8
 from ..kernels import PackedConv, PackedWeight
 from ..layers import PackedLayer, PackedLinear, decisions
 from ..recurrent import PackedRecurrentLayer
-from . import coding
+from . import coding, recurrent
 from .container import ArtifactError, apart, write_container
 from .contents import packed_names
 from .durable import check_path, write_file
@@ -154,6 +154,8 @@ def _collect(model: nn.Module) -> tuple[dict[str, Tensor], Metadata]:
             if isinstance(weight, PackedConv):
                 packed = replace(packed, convolution=ConvRecord(weight.stride, weight.padding, weight.dilation))
             input_scale = weight.input_scale
+        elif isinstance(module, PackedRecurrentLayer):
+            packed, input_scale = _add_recurrent(stored, metadata, owners, path, module), None
         else:
             packed, input_scale = None, _input_scale(metadata, path, module)
         chains = module.chains if isinstance(module, ChainedSequential) else ()
@@ -200,6 +202,21 @@ def _add_packed(
             _add(stored, metadata.tensors, names[part], *coding.encode(torch.tensor(array)))
 
 
+def _add_recurrent(
+    stored: dict[str, Tensor], metadata: Metadata, owners: dict[int, str], path: str, layer: PackedRecurrentLayer
+) -> PackedRecord:
+    record = recurrent.record_of(path, layer)
+    owner = owners.setdefault(id(layer.packed), path)
+    theirs = recurrent.full_names(owner, record)
+    for name, full in recurrent.full_names(path, record).items():
+        if owner != path:
+            metadata.tied[full] = theirs[name]
+    if owner == path:
+        for name, tensor in layer.canonical_tensors().items():
+            _add(stored, metadata.tensors, theirs[name], *coding.encode(tensor))
+    return PackedRecord(layer.format, recurrent=record)
+
+
 def _input_scale(metadata: Metadata, path: str, module: nn.Module) -> float | None:
     """Return the input scale of a layer whose weight was stored as the integers of an Int8 grid."""
     name = f"{path}.weight" if path else "weight"
@@ -221,9 +238,6 @@ def _check_storable(model: nn.Module) -> None:
             problems.append(f"{name} is on the meta device")
         elif tensor.layout != torch.strided or tensor.dtype not in coding.DTYPES:
             problems.append(f"{name} is {tensor.layout} {tensor.dtype}")
-    for path, module in model.named_modules():
-        if isinstance(module, PackedRecurrentLayer):
-            problems.append(f"{path} is a packed recurrent layer")
     if not problems:
         modules = model.named_modules(remove_duplicate=False)
         packed = tuple(f"{path}." if path else "" for path, module in modules if isinstance(module, PackedLayer))

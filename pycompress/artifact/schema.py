@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -51,12 +51,25 @@ class ConvRecord:
 
 
 @dataclass(frozen=True)
+class RecurrentRecord:
+    """What a packed LSTM or GRU is beside its tensors."""
+
+    cell: Literal["lstm", "gru"]
+    layers: int
+    bidirectional: bool = False
+    batch_first: bool = False
+    bias: bool = False
+    projection: bool = False
+
+
+@dataclass(frozen=True)
 class PackedRecord:
     """What a packed layer is beside its tensors."""
 
     format: Format
     activation: Activation | None = None
     convolution: ConvRecord | None = None
+    recurrent: RecurrentRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -227,7 +240,23 @@ def _packed(value: object, where: str) -> PackedRecord:
         raise ArtifactError(f"{where}.activation must be one of {names}, got {activation!r:.99}")
     format = cast(Format, _format(record["format"], f"{where}.format", get_args(Format)))
     conv = _convolution(record["convolution"], f"{where}.convolution") if "convolution" in record else None
-    return PackedRecord(format, activation, conv)
+    recurrent = _recurrent(record["recurrent"], f"{where}.recurrent") if "recurrent" in record else None
+    return PackedRecord(format, activation, conv, recurrent)
+
+
+def _recurrent(value: object, where: str) -> RecurrentRecord:
+    record = _object(value, where, {f.name for f in fields(RecurrentRecord)}, {"cell", "layers"})
+    cell, layers = record.pop("cell"), record.pop("layers")
+    if cell not in ("lstm", "gru"):
+        raise ArtifactError(f"{where}.cell must be 'lstm' or 'gru', got {cell!r:.99}")
+    if type(layers) is not int or not 1 <= layers < 2**31:
+        raise ArtifactError(f"{where}.layers must be a positive integer, got {layers!r:.99}")
+    for name, flag in record.items():
+        if not isinstance(flag, bool):
+            raise ArtifactError(f"{where}.{name} must be true or false, got {flag!r:.99}")
+    if cell == "gru" and record.get("projection"):
+        raise ArtifactError(f"{where}.projection must be false for a GRU")
+    return RecurrentRecord(cell, layers, **record)
 
 
 def _convolution(value: object, where: str) -> ConvRecord:
