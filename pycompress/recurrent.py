@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import kernels
+from . import kernels, sequences
 from .formats import Int8
-from .kernels import PackedRecurrent, arrays, backends
-from .kernels import recurrent as steps
+from .kernels import PackedRecurrent
 from .layers import LayerDecision, PackedLayer, arrays_like
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_NO_CELL_STATE = np.empty((0, 0), np.float32)
 
 
 class PackedRecurrentLayer(PackedLayer):
@@ -143,68 +139,13 @@ class PackedRecurrentLayer(PackedLayer):
         layer, direction = divmod(index, self._directions)
         return f"_l{layer}" + ("_reverse" if direction else "")
 
-    def _run(self, x: Tensor | PackedSequence, states: list[Any], name: str) -> tuple[Any, list[Tensor]]:
-        """Run all layers; returns the output and the final states, as torch gives them for this input."""
-        sequence = x if isinstance(x, PackedSequence) else None
-        data = x if sequence is None else sequence.data
-        self._check_input(data)
-        data = cast(Tensor, data)
-        rows = arrays.float32(data, "x")
-        batched = True
-        if sequence is not None:
-            starts, batch = steps.packed_starts(sequence.batch_sizes, len(rows))
-        else:
-            batched = rows.ndim == 3
-            if rows.ndim not in (2, 3):
-                raise ValueError(f"x must be 2-D or 3-D, got {arrays.describe(data)}")
-            rows = rows if batched else rows[:, None]
-            rows = rows.swapaxes(0, 1) if self.batch_first and batched else rows
-            count, batch = rows.shape[:2]
-            if count == 0:
-                raise ValueError(f"x must hold at least one step, got {arrays.describe(data)}")
-            starts = steps.uniform_starts(count, batch)
-        if rows.shape[-1] != self.input_size:
-            raise ValueError(f"x must have {self.input_size} features, got {arrays.describe(data)}")
-        rows = np.ascontiguousarray(rows.reshape(int(starts[-1]), self.input_size))
-        order = None if sequence is None else sequence.sorted_indices
-        h, c = self._initial(states, batch, batched, order, name)
-        threads = backends.threads_for(data)
-        for first in range(0, len(self.packed), self._directions):
-            out = self.packed[first].out_size
-            y = np.empty((len(rows), self._directions * out), np.float32)
-            for direction in range(self._directions):
-                part, index = self.packed[first + direction], first + direction
-                columns = y[:, direction * out : (direction + 1) * out]
-                cell_state = _NO_CELL_STATE if c is None else c[index]
-                steps.run_layer(part, rows, starts, h[index], cell_state, columns, direction == 1, threads)
-            rows = y
-        finals = [self._final(state, batched, sequence, data) for state in (h, c) if state is not None]
-        if sequence is not None:
-            result = arrays.restore(rows, data)
-            return PackedSequence(result, sequence.batch_sizes, order, sequence.unsorted_indices), finals
-        shaped = rows.reshape(len(starts) - 1, batch, rows.shape[1])
-        shaped = shaped if batched else shaped[:, 0]
-        result = arrays.restore(shaped, data)
-        return (result.transpose(0, 1) if self.batch_first and batched else result), finals
-
-    def _initial(
-        self, states: list[Any], batch: int, batched: bool, order: Tensor | None, name: str
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        sizes = [self.packed[0].out_size] + ([self.hidden_size] if self.cell == "lstm" else [])
-        own = [np.zeros((len(self.packed), batch, size), np.float32) for size in sizes]
-        for array, state in zip(own, states, strict=False):
-            self._check_input(state, name)
-            given = state if batched or state.ndim != 2 else state[:, None]
-            given = given if order is None or given.ndim != 3 else given.index_select(1, order)
-            steps.copy_state(array, given, name)
-        return own[0], own[1] if len(own) > 1 else None
-
-    def _final(
-        self, state: NDArray[np.float32], batched: bool, sequence: PackedSequence | None, data: Tensor
-    ) -> Tensor:
-        final = cast(Tensor, arrays.restore(state if batched else state[:, 0], data))
-        order = None if sequence is None else sequence.unsorted_indices
-        return final if order is None else final.index_select(1, order)
+    def _run(self, x: object, states: Sequence[object]) -> tuple[Any, list[Tensor]]:
+        self._check_input(x.data if isinstance(x, PackedSequence) else x)
+        for state in states:
+            self._check_input(state, "state")
+        run = sequences.traced if torch.compiler.is_compiling() else sequences.run
+        inputs = cast("Tensor | PackedSequence", x), cast(Sequence[Tensor], states)
+        return run(self.packed, self.bidirectional, self.batch_first, *inputs)
 
 
 class PackedLSTM(PackedRecurrentLayer):
@@ -255,7 +196,7 @@ class PackedLSTM(PackedRecurrentLayer):
         """
         if state is not None and not (isinstance(state, tuple) and len(state) == 2):
             raise TypeError(f"state must be a tuple (h, c), got {type(state).__name__}")
-        y, finals = self._run(x, [] if state is None else list(state), "state")
+        y, finals = self._run(x, () if state is None else state)
         return y, (finals[0], finals[1])
 
 
@@ -297,7 +238,7 @@ class PackedGRU(PackedRecurrentLayer):
         TypeError, ValueError
             When x or the state does not fit, or requires grad while grad mode is on.
         """
-        y, finals = self._run(x, [] if state is None else [state], "state")
+        y, finals = self._run(x, () if state is None else (state,))
         return y, finals[0]
 
 

@@ -22,7 +22,7 @@ ROWS = [
     "recurrent convolutions chains",
     "layers linears recording",
     "masks grids data timing progress schedules",
-    "selection undo calls torch_ops activations",
+    "selection undo calls torch_ops sequences activations",
     "kernels",
     "formats",
 ]

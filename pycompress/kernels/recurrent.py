@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
@@ -16,6 +17,11 @@ from .packed import checked_bias, checked_scale, integers_of, positive
 from .reference import GATES, Cell, Float, Int8Array, Starts
 
 _INT8 = Int8()
+
+alive: weakref.WeakValueDictionary[int, PackedRecurrent] = weakref.WeakValueDictionary()
+"""The packed weights of this process by their numbers."""
+
+_numbers = itertools.count(1)
 _WEIGHTS = ("weight_ih", "weight_hh", "weight_hr")
 
 
@@ -37,6 +43,8 @@ class PackedRecurrent:
         The kernel that runs, such as ``"native/avx2"``.
     input_scale : float or None
         Scale of the inputs; None when it is found per row at run time, as that of the hidden state always is.
+    number : int
+        Tells packed weights of one process apart.
 
     Examples
     --------
@@ -46,6 +54,7 @@ class PackedRecurrent:
     """
 
     __slots__ = (
+        "__weakref__",
         "_module",
         "_state",
         "_vectors",
@@ -56,6 +65,7 @@ class PackedRecurrent:
         "input_size",
         "kernel",
         "nbytes",
+        "number",
         "out_size",
     )
 
@@ -70,10 +80,13 @@ class PackedRecurrent:
     nbytes: int
     kernel: str
     input_scale: float | None
+    number: int
 
     def __init__(self, **fields: Any) -> None:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "number", next(_numbers))
+        alive[self.number] = self
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"packed weights are immutable: {name} cannot be set")
