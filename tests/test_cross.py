@@ -71,7 +71,7 @@ def arm(request, tmp_path_factory):
 
 
 def test_every_level_of_this_machine(here):
-    levels, problems, _ = run(here)
+    levels, problems, _ = run(here, 20)
     assert problems >= 500
     present = set(kernels.isa_levels())
     assert present <= set(levels)

@@ -3,7 +3,8 @@
 // For the levels that the machine of the Python tests may lack: built for Arm and run under qemu, and with
 // -DPYCOMPRESS_EMULATED for levels whose instructions were replaced (see tests/test_cross.py). Prints the levels, the
 // number of comparisons and a digest of all outputs, which is the same on every architecture; exits 1 on a mismatch.
-// Arguments: random problems for each number of rows from 0 to 40 (13; below 10 large problems are left out), seed (1).
+// Arguments: random problems for each number of rows from 0 to 40 (13; from 10 on large problems come too, from 20 on
+// the largest), seed (1).
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -339,6 +340,10 @@ int main(int argc, char** argv) {
     for (int i = 0; i < each; ++i) totals.check(random_problem(random, rows));
   }
   if (each >= 10) large_problems(totals, random);
+  if (each >= 20) {  // several chunks of panels and of rows on the fastest levels too
+    totals.check(large_problem(random, 70, 1500, 1030, false, Fill::random));
+    totals.check(large_problem(random, 161, 40, 30010, false, Fill::random));
+  }
   std::printf("problems %zu, comparisons %zu, mismatches %zu\n", totals.problems, totals.comparisons,
               totals.mismatches);
   std::printf("digest %016llx\n", static_cast<unsigned long long>(totals.digest));
