@@ -1,7 +1,7 @@
-"""int8_linear at levels that the CPU of the tests may lack: Arm under qemu, x86 by replaced instructions.
+"""int8_linear and int8_rnn at levels that the CPU of the tests may lack: Arm under qemu, x86 by replaced instructions.
 
-A C++ program (native/int8_levels.cpp) compares every level with the scalar kernel bit for bit. Its digest of all
-outputs must not depend on the architecture.
+C++ programs (native/int8_levels.cpp, native/rnn_levels.cpp) compare every level with the scalar kernel bit for bit.
+Their digests of all outputs must not depend on the architecture.
 """
 
 import platform
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from pycompress import kernels
+
+_native = pytest.importorskip("pycompress._native")
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
@@ -34,7 +36,7 @@ def need(request, levels, *programs):
 
 
 def build(compiler, program, sources, *flags):
-    command = [compiler, *FLAGS, *flags, "tests/native/int8_levels.cpp", *sources, "-pthread", "-o", str(program)]
+    command = [compiler, *FLAGS, *flags, f"tests/native/{program.name}.cpp", *sources, "-pthread", "-o", str(program)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "warning" not in done.stderr, done.stderr[-4000:]
@@ -50,40 +52,53 @@ def run(*command):
 
 
 def kernel_sources():
-    return sorted(map(str, [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/int8_linear/*.cpp")]))
+    folders = ("csrc", "csrc/int8_linear", "csrc/int8_rnn")
+    return sorted(str(path) for folder in folders for path in ROOT.glob(f"{folder}/*.cpp"))
+
+
+OPERATIONS = {"int8_levels": "int8_linear", "rnn_levels": "int8_rnn"}
+ENOUGH = {"int8_levels": 500, "rnn_levels": 290}
+SCALE = {"int8_levels": 1, "rnn_levels": 23}  # of the argument: problems for each number of rows, or in all
+
+
+@pytest.fixture(scope="module", params=OPERATIONS)
+def program(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
+def here(program, tmp_path_factory):
     """The program for this machine, with replacements for instructions that it may lack."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     emulated = ["-include", "tests/native/emulated.h"] if platform.machine() == "x86_64" else []
-    return build("g++", tmp_path_factory.mktemp("here") / "int8_levels", kernel_sources(), *emulated)
+    return build("g++", tmp_path_factory.mktemp("here") / program, kernel_sources(), *emulated)
 
 
 @pytest.fixture(scope="module")
-def arm(request, tmp_path_factory):
+def arm(request, program, tmp_path_factory):
     """The program for Arm, with everything of csrc that needs no Python in it: all of it must compile."""
     need(request, ARM_LEVELS["max"], CROSS, "qemu-aarch64")
     sources = [path for path in ROOT.glob("csrc/**/*.cpp") if path.parent.name != "bind"]
-    return build(CROSS, tmp_path_factory.mktemp("arm") / "int8_levels", sorted(map(str, sources)), "-static")
+    return build(CROSS, tmp_path_factory.mktemp("arm") / program, sorted(map(str, sources)), "-static")
 
 
-def test_every_level_of_this_machine(here):
-    levels, problems, _ = run(here, 20)
-    assert problems >= 500
-    present = set(kernels.isa_levels())
+def test_every_level_of_this_machine(here, program):
+    levels, problems, _ = run(here, 20 * SCALE[program])
+    assert problems >= ENOUGH[program]
+    present = set(kernels.isa_levels()) & set(_native.kernels()[OPERATIONS[program]])
     assert present <= set(levels)
     for level, stand_in in STAND_INS.items():
+        if level not in _native.kernels()[OPERATIONS[program]]:
+            continue
         assert stand_in not in present or level in levels
 
 
 @pytest.mark.parametrize("cpu", ARM_LEVELS)
-def test_arm_levels_give_the_bits_of_this_machine(here, arm, cpu):
-    each = 13 if cpu == "max" else 3
+def test_arm_levels_give_the_bits_of_this_machine(here, arm, program, cpu):
+    each = (13 if cpu == "max" else 3) * SCALE[program]
     levels, problems, digest = run("qemu-aarch64", "-cpu", cpu, arm, each)
     assert levels == ARM_LEVELS[cpu]
     assert (problems, digest) == run(here, each)[1:]
     if cpu == "max":
-        assert problems >= 500
+        assert problems >= ENOUGH[program]

@@ -1,4 +1,4 @@
-// Instead of instructions that this machine may lack, for int8_levels.cpp: included before everything else.
+// Instead of instructions that this machine may lack, for the programs of this folder: included before everything else.
 //
 // avxvnni: the same intrinsic compiles to the EVEX encoding of vpdpbusd, which CPUs with AVX-512 VNNI have.
 // amx: the tile macros of isa.h work on eight tiles in memory, with the rules of Intel's manual (vol. 2, "AMX
