@@ -1,4 +1,6 @@
 // int8_conv for AVX-512 VNNI: see ../int8_linear/micro_avx512vnni.inc.
+#include <type_traits>
+
 #include "../isa.h"
 #include "../thread_pool.h"
 #include "int8_conv.h"

@@ -1,4 +1,6 @@
 // int8_conv for any CPU: see ../int8_linear/micro_scalar.inc.
+#include <type_traits>
+
 #include "../isa.h"
 #include "../thread_pool.h"
 #include "int8_conv.h"
