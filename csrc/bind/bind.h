@@ -68,6 +68,27 @@ void in_chunks(std::size_t rows, double operations_per_row, Isa isa, int threads
 }
 
 
+// y = layer(x), from and to addresses of contiguous fp32 rows, for a state with a `Call`, `weight()` and `run(call)`.
+template <class State>
+void linear_into(const State& state, std::uintptr_t x, std::uintptr_t y, std::size_t rows, int activation, int threads) {
+  typename State::Call call{};
+  call.rows = rows;
+  call.threads = threads;
+  call.activation = activation;
+  call.x = reinterpret_cast<const float*>(x);
+  call.y = reinterpret_cast<float*>(y);
+  state.run(call);
+}
+
+template <class State>
+Floats linear(const State& state, const Floats& x, int activation, int threads) {
+  const auto rows = static_cast<std::size_t>(x.shape(0));
+  Floats y({rows, state.weight().out_features});
+  linear_into(state, reinterpret_cast<std::uintptr_t>(x.data()), reinterpret_cast<std::uintptr_t>(y.mutable_data()),
+              rows, activation, threads);
+  return y;
+}
+
 // One for each file of this folder.
 void bind_convolution(py::module_& m);
 void bind_int4(py::module_& m);

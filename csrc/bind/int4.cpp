@@ -9,6 +9,8 @@ namespace {
 
 class Int4State {
  public:
+  using Call = int4_linear_call;
+
   Int4State(const int4_parts& parts, Isa level) : kernel_(find<int4_linear_call>(level)), packed_(parts) {}
 
   Bytes unpack() const {
@@ -37,25 +39,6 @@ class Int4State {
   Kernel<int4_linear_call> kernel_;
   Int4Packed packed_;
 };
-
-// y = layer(x), from and to addresses of contiguous fp32 rows.
-void int4_linear_into(const Int4State& state, std::uintptr_t x, std::uintptr_t y, std::size_t rows, int activation, int threads) {
-  int4_linear_call call{};
-  call.rows = rows;
-  call.threads = threads;
-  call.activation = activation;
-  call.x = reinterpret_cast<const float*>(x);
-  call.y = reinterpret_cast<float*>(y);
-  state.run(call);
-}
-
-Floats int4_linear(const Int4State& state, const Floats& x, int activation, int threads) {
-  const auto rows = static_cast<std::size_t>(x.shape(0));
-  Floats y({rows, state.weight().out_features});
-  int4_linear_into(state, reinterpret_cast<std::uintptr_t>(x.data()), reinterpret_cast<std::uintptr_t>(y.mutable_data()), rows,
-                   activation, threads);
-  return y;
-}
 
 using Halves = py::array_t<std::uint16_t, py::array::c_style>;  // fp16 as its bits
 using Unsigned = py::array_t<std::uint8_t, py::array::c_style>;
@@ -86,8 +69,8 @@ std::unique_ptr<Int4State> pack_int4(const Bytes& weight, std::size_t group, con
 
 void bind_int4(py::module_& m) {
   py::class_<Int4State>(m, "Int4State")
-      .def("linear", &int4_linear)
-      .def("linear_into", &int4_linear_into)
+      .def("linear", &linear<Int4State>)
+      .def("linear_into", &linear_into<Int4State>)
       .def("unpack", &Int4State::unpack)
       .def_property_readonly("level", &Int4State::level)
       .def_property_readonly("nbytes", &Int4State::nbytes);

@@ -157,6 +157,8 @@ py::array_t<std::int32_t> int8_matmul(const Bytes& a, const Bytes& b, int thread
 
 class SparseState {
  public:
+  using Call = sparse_linear_call;
+
   SparseState(const Floats& weight, const std::optional<Floats>& bias, Isa level)
       : kernel_(find<sparse_linear_call>(level)),
         packed_(weight.data(), bias ? bias->data() : nullptr, static_cast<std::size_t>(weight.shape(0)),
@@ -189,25 +191,6 @@ class SparseState {
   SparsePacked packed_;
 };
 
-// y = layer(x), from and to addresses of contiguous fp32 rows.
-void sparse_linear_into(const SparseState& state, std::uintptr_t x, std::uintptr_t y, std::size_t rows, int activation, int threads) {
-  sparse_linear_call call{};
-  call.rows = rows;
-  call.threads = threads;
-  call.activation = activation;
-  call.x = reinterpret_cast<const float*>(x);
-  call.y = reinterpret_cast<float*>(y);
-  state.run(call);
-}
-
-Floats sparse_linear(const SparseState& state, const Floats& x, int activation, int threads) {
-  const auto rows = static_cast<std::size_t>(x.shape(0));
-  Floats y({rows, state.weight().out_features});
-  sparse_linear_into(state, reinterpret_cast<std::uintptr_t>(x.data()), reinterpret_cast<std::uintptr_t>(y.mutable_data()),
-              rows, activation, threads);
-  return y;
-}
-
 std::unique_ptr<SparseState> pack_sparse(const Floats& weight, const std::optional<Floats>& bias,
                                          const std::string& isa) {
   return std::make_unique<SparseState>(weight, bias, parse(isa));
@@ -225,8 +208,8 @@ void bind_matmul(py::module_& m) {
       .def_property_readonly("level", &Int8State::level)
       .def_property_readonly("nbytes", &Int8State::nbytes);
   py::class_<SparseState>(m, "SparseState")
-      .def("linear", &sparse_linear)
-      .def("linear_into", &sparse_linear_into)
+      .def("linear", &linear<SparseState>)
+      .def("linear_into", &linear_into<SparseState>)
       .def("unpack", &SparseState::unpack)
       .def_property_readonly("level", &SparseState::level)
       .def_property_readonly("nbytes", &SparseState::nbytes);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..formats import Int8
 from . import arrays, backends
 from .arrays import ArrayLike
+from .immutable import Immutable
 from .ops import Activation, activation_code
 from .packed import checked_bias, checked_scale, integers_of, positive
 
@@ -21,7 +22,7 @@ Padding = Literal["same", "valid"] | int | Sequence[int] | Sequence[tuple[int, i
 _LARGEST = 2**31 - 1
 
 
-class PackedConv:
+class PackedConv(Immutable):
     """The weight of a convolution in the layout of the kernel that this CPU runs best, with the convolution's geometry.
 
     Made by :func:`pack_conv`. Immutable; validated once, when packed. Pickles, copies and files hold the canonical form
@@ -89,24 +90,8 @@ class PackedConv:
     density: float
     kernel: str
 
-    def __init__(self, **fields: Any) -> None:
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"a packed weight is immutable: {name} cannot be set")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"a packed weight is immutable: {name} cannot be deleted")
-
     def __repr__(self) -> str:
         return f"PackedConv({self.format}, shape={self.shape}, stride={self.stride}, kernel={self.kernel!r})"
-
-    def __copy__(self) -> PackedConv:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PackedConv:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         geometry = (self.stride, self.padding, self.dilation, self.groups)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..formats import Format, Int4, Int8, Sparse, decode_nibbles, decode_nonzeros, encode_nibbles, encode_nonzeros
 from . import arrays, backends, int4
 from .arrays import ArrayLike
+from .immutable import Immutable
 from .reference import ZERO_ROW, Int4Parts
 
 alive: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDictionary()
@@ -20,7 +21,7 @@ alive: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDiction
 _numbers = itertools.count(1)
 
 
-class PackedWeight:
+class PackedWeight(Immutable):
     """A weight [out_features, in_features] in the layout of the kernel that this CPU runs best.
 
     Made by :func:`pack`. Immutable; validated once, when packed. Pickles, copies and files hold the canonical form
@@ -89,25 +90,12 @@ class PackedWeight:
     number: int
 
     def __init__(self, **fields: Any) -> None:
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
+        super().__init__(**fields)
         object.__setattr__(self, "number", next(_numbers))
         alive[self.number] = self
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"a packed weight is immutable: {name} cannot be set")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"a packed weight is immutable: {name} cannot be deleted")
-
     def __repr__(self) -> str:
         return f"PackedWeight({self.format}, shape={self.shape}, density={self.density:.3g}, kernel={self.kernel!r})"
-
-    def __copy__(self) -> PackedWeight:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         if isinstance(self.format, Int4):

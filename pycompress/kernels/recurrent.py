@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Sequence
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..formats import Int8
 from . import arrays, backends
 from .arrays import ArrayLike
+from .immutable import Immutable
 from .packed import checked_bias, checked_scale, integers_of, positive
 from .reference import GATES, Cell, Float, Int8Array, Starts
 
@@ -25,7 +26,7 @@ _numbers = itertools.count(1)
 _WEIGHTS = ("weight_ih", "weight_hh", "weight_hr")
 
 
-class PackedRecurrent:
+class PackedRecurrent(Immutable):
     """The weights of one layer of an LSTM or GRU, in one direction, in the layout that this CPU runs best.
 
     Made by :func:`pack_lstm` and :func:`pack_gru`. Immutable; pickles, copies and files hold the canonical form (the
@@ -83,26 +84,13 @@ class PackedRecurrent:
     number: int
 
     def __init__(self, **fields: Any) -> None:
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
+        super().__init__(**fields)
         object.__setattr__(self, "number", next(_numbers))
         alive[self.number] = self
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"packed weights are immutable: {name} cannot be set")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"packed weights are immutable: {name} cannot be deleted")
 
     def __repr__(self) -> str:
         sizes = f"input_size={self.input_size}, hidden_size={self.hidden_size}, out_size={self.out_size}"
         return f"PackedRecurrent({self.cell!r}, {self.format}, {sizes}, kernel={self.kernel!r})"
-
-    def __copy__(self) -> PackedRecurrent:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PackedRecurrent:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _pack, (self.cell, self.format, self.canonical(), self.input_scale)
