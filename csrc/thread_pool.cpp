@@ -59,7 +59,7 @@ class Pool {
       grow(helpers);
       jobs_.push_back(job);
       pending_.store(static_cast<int>(jobs_.size()), std::memory_order_release);
-      if (sleeping_ > 0) keep_workers_off_this_cpu();
+      if (sleeping_ > 0 || jobs_.size() == 1) keep_workers_off_this_cpu();
       for (int i = 0; i < std::min(helpers, sleeping_); ++i) wake_.notify_one();
     }
     job->work();
@@ -98,17 +98,18 @@ class Pool {
   }
 
   // With few CPUs the kernel often wakes a worker on the CPU of the caller, which is about to be busy: after 10 ms of
-  // rest in half of the calls on 2 CPUs, and the worker then did not run at all. Called with the mutex held.
+  // rest in half of the calls on 2 CPUs, and the worker then did not run at all. A caller that was moved to the CPU of
+  // the workers would starve them in the same way, asleep or not. Called with the mutex held.
   void keep_workers_off_this_cpu() {
 #if defined(__linux__)
     cpu_set_t allowed;
     const int cpu = sched_getcpu();
-    if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    if (cpu < 0 || cpu >= CPU_SETSIZE || (masked_ == workers_ && cpu == masked_cpu_)) return;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
     if (CPU_COUNT(&allowed) < 2 || CPU_COUNT(&allowed) > 4) return;
     CPU_CLR(cpu, &allowed);
-    if (masked_ == workers_ && CPU_EQUAL(&allowed, &mask_)) return;
     for (int i = 0; i < workers_; ++i) pthread_setaffinity_np(threads_[i], sizeof allowed, &allowed);
-    mask_ = allowed;
+    masked_cpu_ = cpu;
     masked_ = workers_;
 #endif
   }
@@ -155,7 +156,7 @@ class Pool {
   int workers_ = 0;
   int sleeping_ = 0;
 #if defined(__linux__)
-  cpu_set_t mask_;      // of the first `masked_` workers
+  int masked_cpu_ = -1;  // where the first `masked_` workers do not run
   int masked_ = 0;
 #endif
 };
