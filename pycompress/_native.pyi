@@ -59,6 +59,31 @@ class ConvState:
     @property
     def nbytes(self) -> int: ...
 
+class DenseState:
+    def into(
+        self,
+        x: int,
+        y: int,
+        images: int,
+        height: int,
+        width: int,
+        out_height: int,
+        out_width: int,
+        activation: int,
+        threads: int,
+        input: int,
+        output: int,
+        output_scale: float,
+    ) -> None: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class DepthwiseState(DenseState): ...
+
 class RecurrentState:
     def run(
         self,
@@ -138,3 +163,25 @@ def scores(x: NDArray[np.float32], power: int, per_column: bool, threads: int, i
 def kth_magnitude(arrays: list[NDArray[np.float32]], k: int, threads: int, isa: str) -> float: ...
 def threshold(x: NDArray[np.float32], limit: float, threads: int, isa: str) -> int: ...
 def limits(limit: str, data: NDArray[np.uint8], steps: int, threads: int, isa: str) -> float: ...
+def pack_dense(
+    weight: NDArray[np.int8],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    input_scale: float | None,
+    kernel: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    isa: str,
+) -> DenseState: ...
+def pack_depthwise(
+    weight: NDArray[np.int8],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    input_scale: float | None,
+    kernel: tuple[int, ...],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    isa: str,
+) -> DepthwiseState: ...

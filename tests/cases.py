@@ -369,6 +369,12 @@ OPERATIONS = {
         Operation("int8_outputs", _int8_outputs, run_linear, _by_reference(run_linear)),
         Operation("int8_chain", _int8_chain, _run_chain, _by_reference(_run_chain)),
         Operation("int8_conv", cases_convolution.make, cases_convolution.run, _by_reference(cases_convolution.run)),
+        Operation(
+            "int8_conv_last",
+            cases_convolution.make_last,
+            cases_convolution.run,
+            _by_reference(cases_convolution.run),
+        ),
         Operation("int4_linear", cases_int4.weight_only, run_linear, cases_int4.truth, cases_int4.tolerance),
         Operation("int4_int8_linear", cases_int4.quantized, run_linear, _by_reference(run_linear)),
         Operation("sparse_linear", _sparse_linear, run_linear, float_truth, float_tolerance),

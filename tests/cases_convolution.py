@@ -46,12 +46,31 @@ def make(rng: np.random.Generator, size: int, inputs: int, outputs: int) -> dict
     return problem | {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
 
 
+def make_last(rng: np.random.Generator, size: int, inputs: int, outputs: int) -> dict[str, Any]:
+    """The same for images whose channels come last: dense or depthwise, float32 or int8 on both sides."""
+    problem = make(rng, size, inputs, outputs)
+    out, depth, *kernel = problem["weight"].shape
+    if depth > 1 or problem["groups"] != out:
+        problem["groups"] = 1
+        problem["weight"] = problem["weight"][:, :1].repeat(problem["x"].shape[1], axis=1)
+    if len(kernel) == 1:
+        for key in ("stride", "padding", "dilation"):
+            problem[key] = ({"stride": 1, "padding": (0, 0), "dilation": 1}[key], *problem[key])
+        problem["x"], problem["weight"] = problem["x"][:, :, None], problem["weight"][:, :, None]
+    problem["weight"] = np.ascontiguousarray(problem["weight"])
+    problem["output_scale"] = float(rng.choice([0.02, 0.5])) if rng.random() < 0.5 else None
+    if problem["input_scale"] is not None and rng.random() < 0.5:
+        problem["x"] = rng.integers(-128, 128, problem["x"].shape).astype(np.int8)
+    return problem | {"channels_last": True}
+
+
 def packed(problem: dict[str, Any]) -> kernels.PackedConv:
     """The packed weight of a problem."""
-    arguments = {key: value for key, value in problem.items() if key not in ("x", "activation")}
+    arguments = {key: value for key, value in problem.items() if key not in ("x", "activation", "output_scale")}
     return kernels.pack_conv(**arguments)
 
 
 def run(problem: dict[str, Any]) -> Any:
     """Pack, then convolve."""
-    return kernels.conv(problem["x"], packed(problem), problem["activation"])
+    options = {"output_scale": problem["output_scale"]} if "output_scale" in problem else {}
+    return kernels.conv(problem["x"], packed(problem), problem["activation"], **options)

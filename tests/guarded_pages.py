@@ -52,6 +52,16 @@ def into_guarded_outputs(problem, side):
             q = guarded(np.zeros(flat.shape, dtype), side)
             for inverse in (False, True):
                 _native.quantize(flat, q, scale, scale, -2.0, 2.0, inverse, 2, backends.isa_name())
+    elif "channels_last" in problem:
+        packed, x = cases_convolution.packed(problem), problem["x"]
+        x = guarded(np.ascontiguousarray(x.transpose(0, 2, 3, 1)), side)
+        for scale, dtype in ((None, np.float32), (0.5, np.int8)):
+            expected = kernels.conv(x.transpose(0, 3, 1, 2), packed, output_scale=scale).transpose(0, 2, 3, 1)
+            y = guarded(np.zeros(expected.shape, dtype), side)
+            kinds = 2 if x.dtype == np.int8 else 0, 2 if scale else 0
+            sizes = (*x.shape[:3], *expected.shape[1:3])
+            packed._native.into(x.ctypes.data, y.ctypes.data, *sizes, 0, 2, *kinds, scale or 0.0)
+            assert np.array_equal(cases.bits(y), cases.bits(np.ascontiguousarray(expected)))
     elif "stride" in problem:
         packed, x = cases_convolution.packed(problem), problem["x"]
         expected = kernels.conv(x, packed)

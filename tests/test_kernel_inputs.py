@@ -65,7 +65,7 @@ ROWS = np.ones((4, 3), np.float32)
 INTEGERS = np.ones((3, 3), np.int8)
 PACKED = kernels.pack(np.ones((4, 3), np.float32), Int8())
 KERNEL = np.ones((4, 1, 2, 3), np.float32)
-CONV = kernels.pack_conv(KERNEL, padding=1, groups=2)
+CONV = kernels.pack_conv(np.ones((4, 2, 2, 3), np.float32), padding=1, channels_last=True)
 LSTM = kernels.pack_lstm(np.ones((4, 3), np.float32), np.ones((4, 1), np.float32))
 GRU = kernels.pack_gru(np.ones((6, 3), np.float32), np.ones((6, 2), np.float32))
 SQUARE = kernels.pack(np.ones((4, 4), np.float32), Int8())
@@ -133,6 +133,7 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             padding=(1, 1),
             dilation=1,
             groups=2,
+            channels_last=False,
         ),
         {
             "weight": Array(((4,), (4, 3), (4, 1, 0, 3), (4, 1, 1, 1, 1), ())),
@@ -144,14 +145,16 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "padding": Number((-1, 2**70, (1,), ((1, 1),), ((1, 1), 1), ((1, 1), (1, -1)), "full"), integer=True),
             "dilation": Number((0, -1, 2**70, (1,), (1, 1, 1), (1, 0), (1, 1.0)), integer=True),
             "groups": Number((0, -1, 3, 2**70), integer=True),
+            "channels_last": Choice(),
         },
     ),
     "conv": (
-        _valid(x=np.ones((2, 2, 5, 4), np.float32), packed=CONV, activation="relu6"),
+        _valid(x=np.ones((2, 2, 5, 4), np.float32), packed=CONV, activation="relu6", output_scale=0.5),
         {
             "x": Array(((), (4,), (2, 4), (2, 3, 5, 4), (2, 2, 0, 4), (2, 2, 1, 2, 2)), finite=False),
             "packed": Choice(),
             "activation": Choice(),
+            "output_scale": Number((0.0, -1.0, 1e-46, 1e39, *INFINITE)),
         },
     ),
     "PackedRecurrent": ({}, {"fields": Anything()}),
@@ -261,6 +264,7 @@ NONE_IS_LEGAL = {
     ("pack_conv", "scale"),
     ("pack_conv", "input_scale"),
     ("conv", "activation"),
+    ("conv", "output_scale"),
     ("pack", "zero_point"),
     ("pack", "multiplier"),
     *(("pack_lstm", name) for name in ("bias_ih", "bias_hh", "scale_ih", "scale_hh", "scale_hr", "input_scale")),

@@ -18,6 +18,8 @@ namespace {
 //
 #include "rows.inc"
 //
+#include "images.inc"
+//
 #include "integers.inc"
 //
 #include "amx.inc"

@@ -14,6 +14,8 @@ namespace {
 //
 #include "rows.inc"
 //
+#include "images.inc"
+//
 #include "integers.inc"
 //
 #include "loop.inc"

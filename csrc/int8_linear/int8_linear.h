@@ -42,6 +42,15 @@ enum class Output : int { f32, bf16, i8 };
 
 constexpr std::size_t output_bytes(Output type) { return type == Output::f32 ? 4 : type == Output::bf16 ? 2 : 1; }
 
+// Rows that are patches of images [images, height, width, channels], for a convolution: row (n, i, j) holds the window of
+// output pixel (i, j) of image n, [kernel height][kernel width][channels], with zeros outside of the image.
+struct int8_patches {
+  std::size_t images, height, width, channels;
+  std::size_t kernel[2], stride[2], dilation[2];  // height, width
+  std::size_t top, left;                          // padding
+  std::size_t out_height, out_width;
+};
+
 // A chain of one or more layers; the last one has out_features outputs.
 struct int8_linear_call {
   const int8_weight* const* weights;  // [layers]
@@ -56,6 +65,7 @@ struct int8_linear_call {
   float output_scale;       // of int8 outputs: clamp(rint(y * (1 / output_scale)), -127, 127), NaN gives 0
   const float* residual;    // [rows, out], added before the last activation, or null
   std::int32_t* product;    // integer mode (one layer): [rows, out], the sums themselves
+  const int8_patches* patches;  // or null. Of one layer: x or q are images, quantized with one scale each (images.inc)
   bool* overflow;           // integer mode: set when a sum does not fit into int32
 };
 

@@ -12,6 +12,8 @@ namespace {
 //
 #include "rows.inc"
 //
+#include "images.inc"
+//
 #include "integers.inc"
 //
 #include "loop.inc"

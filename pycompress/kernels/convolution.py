@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +11,10 @@ from numpy.typing import NDArray
 from ..formats import Int8
 from . import arrays, backends
 from .arrays import ArrayLike
+from .geometry import LARGEST, Padding, Sizes, borders, each_side
 from .immutable import Immutable
 from .ops import Activation, activation_code
 from .packed import checked_bias, checked_scale, integers_of, positive
-
-Sizes = int | Sequence[int]
-Padding = Literal["same", "valid"] | int | Sequence[int] | Sequence[tuple[int, int]]
-
-_LARGEST = 2**31 - 1
 
 
 class PackedConv(Immutable):
@@ -42,6 +37,8 @@ class PackedConv(Immutable):
     padding : tuple of (int, int)
         Zeros before and after, for each spatial dimension.
     groups : int
+    channels_last : bool
+        The memory format that the kernel works in.
     nbytes : int
         Bytes held in memory.
     density : float
@@ -61,6 +58,7 @@ class PackedConv(Immutable):
         "_native",
         "_state",
         "bias",
+        "channels_last",
         "density",
         "dilation",
         "format",
@@ -86,6 +84,7 @@ class PackedConv(Immutable):
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
+    channels_last: bool
     nbytes: int
     density: float
     kernel: str
@@ -94,7 +93,7 @@ class PackedConv(Immutable):
         return f"PackedConv({self.format}, shape={self.shape}, stride={self.stride}, kernel={self.kernel!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.channels_last)
         return _unpickle, (self.weight, self.format, self.bias, self.scale, self.input_scale, *geometry)
 
     @property
@@ -134,7 +133,7 @@ class PackedConv(Immutable):
 
 
 def _unpickle(weight: Any, format: Int8, bias: Any, scale: Any, input_scale: Any, *geometry: Any) -> PackedConv:
-    stride, padding, dilation, groups = geometry
+    stride, padding, dilation, groups, channels_last = geometry
     return pack_conv(
         weight,
         format,
@@ -145,6 +144,7 @@ def _unpickle(weight: Any, format: Int8, bias: Any, scale: Any, input_scale: Any
         padding=padding,
         dilation=dilation,
         groups=groups,
+        channels_last=channels_last,
     )
 
 
@@ -159,6 +159,7 @@ def pack_conv(
     padding: Padding = 0,
     dilation: Sizes = 1,
     groups: int = 1,
+    channels_last: bool = False,
 ) -> PackedConv:
     """Pack the weight of a 1-D or 2-D convolution for :func:`conv`.
 
@@ -179,6 +180,9 @@ def pack_conv(
         Zeros around the images. "same" keeps their size and needs stride 1; an odd number has its larger part behind.
     groups : int
         Divides the channels of both sides; group by group they are convolved.
+    channels_last : bool
+        Pack for images whose channels lie side by side in memory, as torch.channels_last has them. Such a weight also
+        takes and gives int8 images. For 2-D convolutions with one group, or with one channel and one output in each.
 
     Returns
     -------
@@ -208,11 +212,11 @@ def pack_conv(
             f"got {arrays.describe(weight)}"
         )
     sides = array.ndim - 2
-    groups = arrays.integer(groups, "groups", 1, _LARGEST)
+    groups = arrays.integer(groups, "groups", 1, LARGEST)
     if array.shape[0] % groups:
         raise ValueError(f"groups must divide the {array.shape[0]} out_channels, got {groups}")
-    strides, dilations = _each(stride, "stride", sides, 1), _each(dilation, "dilation", sides, 1)
-    borders = _borders(padding, array.shape[2:], strides, dilations)
+    strides, dilations = each_side(stride, "stride", sides, 1), each_side(dilation, "dilation", sides, 1)
+    ends = borders(padding, array.shape[2:], strides, dilations)
     out = array.shape[0]
     bias_array = checked_bias(bias, "bias", out)
     scale_array = checked_scale(scale, "scale", out)
@@ -221,15 +225,22 @@ def pack_conv(
     flat, scale_array = integers_of(array.reshape(out, -1), scale_array)
     integers = np.array(flat, np.int8, order="C").reshape(array.shape)
 
+    dense_or_depthwise = groups == 1 or (groups == out and array.shape[1] == 1)
+    if arrays.flag(channels_last, "channels_last") and (sides == 1 or not dense_or_depthwise):
+        raise ValueError(
+            "channels_last must be False but for 2-D convolutions that are dense or depthwise, "
+            f"got a weight {array.shape} with {groups} groups"
+        )
+
     module = backends.backend()
     flat_image = (1,) * (2 - sides)  # a signal is an image of height 1
-    state = module.pack_conv(
+    state = (module.pack_conv_last if channels_last else module.pack_conv)(
         integers.reshape(*array.shape[:2], *flat_image, *array.shape[2:]),
         scale_array,
         bias_array,
         input_scale,
         (*flat_image, *strides),
-        tuple(n for pair in (*[(0, 0)] * (2 - sides), *borders) for n in pair),
+        tuple(n for pair in (*[(0, 0)] * (2 - sides), *ends) for n in pair),
         (*flat_image, *dilations),
         groups,
     )
@@ -246,40 +257,48 @@ def pack_conv(
         bias=bias_array,
         input_scale=input_scale,
         stride=strides,
-        padding=borders,
+        padding=ends,
         dilation=dilations,
         groups=groups,
+        channels_last=channels_last,
         nbytes=int(state.nbytes) + integers.nbytes,
         density=int(np.count_nonzero(integers)) / integers.size,
         kernel=backends.kernel_name(module, state),
     )
 
 
-def conv(x: ArrayLike, packed: PackedConv, activation: Activation | None = None) -> Any:
+def conv(
+    x: ArrayLike, packed: PackedConv, activation: Activation | None = None, *, output_scale: float | None = None
+) -> Any:
     """Convolve images (or signals) with a packed weight: ``y = activation(conv(x, w) + bias)``, as torch's conv does.
 
     Each image is quantized, ``m = max|x|`` over its channels and pixels, ``q = clamp(rint(x * (127 / m)), -127, 127)``
     (an image with ``m < 2^-100`` counts as zeros; with an ``input_scale`` s: ``q = clamp(rint(x * (1 / s)), -127,
     127)``), then ``y = float(sum of q * q_w) * ((m / 127) * s_w[o]) + bias[o]``, in fp32 with every operation rounded
-    once: the same bits on every CPU, with every backend and any number of threads. An image that holds NaN or infinity
-    gives NaN.
+    once: the same bits on every CPU, with every backend, in both memory formats and with any number of threads. An
+    image that holds NaN or infinity gives NaN.
 
     Parameters
     ----------
-    x : [images, channels, (height,) width] or [channels, (height,) width] float32, float16 or bfloat16
-        NumPy array or torch CPU tensor.
+    x : [images, channels, (height,) width] or [channels, (height,) width] float32, float16 or bfloat16; or int8
+        NumPy array or torch CPU tensor, in any memory format. int8, for a ``channels_last`` weight with an
+        ``input_scale``: the integers q themselves; an image that begins with -128 counts as NaN.
     packed : PackedConv
     activation : None, "relu", "gelu", "silu", "tanh", "sigmoid" or "relu6"
+    output_scale : float, optional
+        Return ``clamp(rint(y * (1 / output_scale)), -127, 127)`` as int8 instead of y, an image of NaN as -128; for
+        ``channels_last`` weights.
 
     Returns
     -------
-    [images, out_channels, (out height,) out width] or without images, kind, dtype and memory format of x
+    [images, out_channels, (out height,) out width] or without images, kind and dtype of x (float32 where x is int8), or
+        int8 with ``output_scale``; in the memory format of the weight where it is ``channels_last``, else in that of x
 
     Raises
     ------
     TypeError, ValueError
-        When x has another dtype, number of dimensions or channels, or is smaller than the kernel; or the activation is
-        unknown.
+        When x has another dtype, number of dimensions or channels, or is smaller than the kernel; the activation is
+        unknown, or output_scale is not positive or not for this weight.
 
     Examples
     --------
@@ -290,23 +309,39 @@ def conv(x: ArrayLike, packed: PackedConv, activation: Activation | None = None)
     if not isinstance(packed, PackedConv):
         raise TypeError(f"packed must be a PackedConv, got {type(packed).__name__}")
     code = activation_code(activation)
+    if output_scale is not None:
+        output_scale = positive(output_scale, "output_scale")
+        if not packed.channels_last:
+            raise ValueError("output_scale must be None for a weight that was not packed with channels_last=True")
     native, dimensions = packed._native, len(packed.shape)
-    if native is not None and arrays.is_plain_tensor(x) and x.ndim == dimensions and x.shape[-1] > 0:
-        height, width = _out_sizes(x, packed)  # the short way of the common case
-        y = x.new_empty((x.shape[0], packed.out_channels, *(height, width)[4 - dimensions :]))
-        rows = x.shape[2] if dimensions == 4 else 1
-        threads = backends.get_num_threads(for_torch=True)
-        native.into(x.data_ptr(), y.data_ptr(), x.shape[0], rows, x.shape[-1], height * width, code, threads)
-        return y
-    array = arrays.float32(x, "x")
+    if native is not None:  # the short ways of the common cases
+        if packed.channels_last:
+            if is_plain_image(x) and (x.element_size() == 4 or packed.input_scale is not None):
+                return _conv_last(x, packed, native, code, output_scale or 0.0)
+        elif arrays.is_plain_tensor(x) and x.ndim == dimensions and x.shape[-1] > 0:
+            height, width = _out_sizes(x, packed)
+            y = x.new_empty((x.shape[0], packed.out_channels, *(height, width)[4 - dimensions :]))
+            rows = x.shape[2] if dimensions == 4 else 1
+            threads = backends.get_num_threads(for_torch=True)
+            native.into(x.data_ptr(), y.data_ptr(), x.shape[0], rows, x.shape[-1], height * width, code, threads)
+            return y
+    array = arrays.view(x, "x")
+    if array.dtype != np.int8 or not packed.channels_last or packed.input_scale is None:
+        array = arrays.float32(x, "x")
     if array.ndim not in (dimensions - 1, dimensions):
         form = "[images, channels, height, width]" if dimensions == 4 else "[images, channels, width]"
         raise ValueError(f"x must be {form}, or without images, got {arrays.describe(x)}")
     batch = array if array.ndim == dimensions else array[None]
     height, width = _out_sizes(batch, packed)
     four = batch if dimensions == 4 else batch[:, :, None]
-    images = np.ascontiguousarray(four)
-    y = packed._module.int8_conv(images, packed._state, height, width, code, backends.threads_for(x))
+    threads = backends.threads_for(x)
+    if packed.channels_last:
+        images = np.ascontiguousarray(four.transpose(0, 2, 3, 1))
+        y = packed._module.int8_conv_last(images, packed._state, height, width, code, threads, output_scale or 0.0)
+        y = y.transpose(0, 3, 1, 2)
+        y = y if array.ndim == dimensions else y[0]
+        return arrays.like(y, x) if output_scale else arrays.restore(y, x)
+    y = packed._module.int8_conv(np.ascontiguousarray(four), packed._state, height, width, code, threads)
     y = y if dimensions == 4 else y[:, :, 0]
     result = arrays.restore(y if array.ndim == dimensions else y[0], x)
     if arrays.is_tensor(x) and x.ndim == 4 and not x.is_contiguous():
@@ -314,6 +349,35 @@ def conv(x: ArrayLike, packed: PackedConv, activation: Activation | None = None)
         if x.is_contiguous(memory_format=torch.channels_last):
             return result.contiguous(memory_format=torch.channels_last)
     return result
+
+
+def is_plain_image(x: Any) -> bool:
+    """Whether x is a 4-D float32 or int8 CPU tensor, channels last, not of a subclass, that needs no grad."""
+    torch = sys.modules.get("torch")
+    return (
+        torch is not None
+        and type(x) is torch.Tensor
+        and x.ndim == 4
+        and (x.dtype is torch.float32 or x.dtype is torch.int8)
+        and x.is_cpu
+        and x.layout is torch.strided
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_neg()
+        and not (x.requires_grad and torch.is_grad_enabled())
+    )
+
+
+def _conv_last(x: Any, packed: PackedConv, native: Any, code: int, output_scale: float) -> Any:
+    torch = sys.modules["torch"]
+    height, width = _out_sizes(x, packed)
+    dtype = torch.int8 if output_scale else torch.float32
+    sizes = (x.shape[0], packed.out_channels, height, width)
+    y = torch.empty(sizes, dtype=dtype, memory_format=torch.channels_last)
+    kinds = 2 if x.dtype is torch.int8 else 0, 2 if output_scale else 0
+    threads = backends.get_num_threads(for_torch=True)
+    pixels = x.shape[0], x.shape[2], x.shape[3], height, width
+    native.into(x.data_ptr(), y.data_ptr(), *pixels, code, threads, *kinds, output_scale)
+    return y
 
 
 def _out_sizes(x: Any, packed: PackedConv) -> tuple[int, int]:
@@ -331,37 +395,6 @@ def _out_sizes(x: Any, packed: PackedConv) -> tuple[int, int]:
             )
         sizes.append((padded - reach) // packed.stride[side] + 1)
         lanes *= padded + packed.stride[side]
-    if lanes > _LARGEST:
+    if lanes > LARGEST:
         raise ValueError(f"x must have padded images of less than 2^31 values, got {arrays.describe(x)}")
     return sizes[-2], sizes[-1]
-
-
-def _each(value: object, name: str, sides: int, low: int) -> tuple[int, ...]:
-    """One int for each spatial dimension."""
-    if isinstance(value, (list, tuple)):
-        if len(value) != sides:
-            raise ValueError(f"{name} must be an int or {sides} ints, got {value!r}")
-        return tuple(arrays.integer(n, name, low, _LARGEST) for n in value)
-    return (arrays.integer(value, name, low, _LARGEST),) * sides
-
-
-def _borders(
-    padding: object, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
-) -> tuple[tuple[int, int], ...]:
-    """Zeros before and after, for each spatial dimension."""
-    sides = len(kernel)
-    if isinstance(padding, str):
-        if padding == "valid":
-            return ((0, 0),) * sides
-        if padding != "same":
-            raise ValueError(f"padding must be 'same', 'valid' or numbers, got {padding!r}")
-        if any(n != 1 for n in stride):
-            raise ValueError(f"padding must be given as numbers with a stride of {stride}, got 'same'")
-        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        return tuple((total // 2, total - total // 2) for total in totals)
-    if isinstance(padding, (list, tuple)) and any(isinstance(pair, (list, tuple)) for pair in padding):
-        if len(padding) != sides or any(not isinstance(p, (list, tuple)) or len(p) != 2 for p in padding):
-            raise ValueError(f"padding must be {sides} pairs (before, after), got {padding!r}")
-        ends = [tuple(arrays.integer(n, "padding", 0, _LARGEST) for n in pair) for pair in padding]
-        return tuple((before, after) for before, after in ends)
-    return tuple((n, n) for n in _each(padding, "padding", sides, 0))

@@ -113,6 +113,41 @@ def int8_conv(x: Float, state: _native.ConvState, height: int, width: int, activ
     return y
 
 
+def pack_conv_last(
+    weight: NDArray[np.int8],
+    scale: Float,
+    bias: Float | None,
+    input_scale: float | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> _native.DenseState | _native.DepthwiseState:
+    """Lay the weight of a convolution with 1 group or as many as channels out for images whose channels come last."""
+    geometry = weight.shape[2:], stride, (padding[0], padding[2]), dilation, backends.isa_name()
+    if groups == 1:
+        rows = np.ascontiguousarray(weight.transpose(0, 2, 3, 1)).reshape(len(weight), weight[0].size)
+        return _native.pack_dense(rows, scale, bias, input_scale, *geometry)
+    return _native.pack_depthwise(weight[:, 0], scale, bias, input_scale, *geometry)
+
+
+def int8_conv_last(
+    x: Float | Int8Array,
+    state: _native.DenseState | _native.DepthwiseState,
+    height: int,
+    width: int,
+    activation: int,
+    threads: int,
+    output_scale: float = 0.0,
+) -> NDArray[Any]:
+    """Convolve images [images, height, width, channels], float32 or int8; the result is int8 with an output scale."""
+    y = np.empty((x.shape[0], height, width, state.outputs), np.int8 if output_scale else np.float32)
+    kinds = 2 if x.dtype == np.int8 else 0, 2 if output_scale else 0
+    sizes = x.shape[0], x.shape[1], x.shape[2], height, width
+    state.into(x.ctypes.data, y.ctypes.data, *sizes, activation, threads, *kinds, output_scale)
+    return y
+
+
 def int4_linear(x: Float, state: _native.Int4State, activation: int, threads: int) -> Float:
     """Multiply rows [rows, in] with a 4-bit weight."""
     return state.linear(x, activation, threads)

@@ -9,7 +9,7 @@ Inputs are handed to Numba read-only and aligned, so that each kernel is compile
 slices): Numba tests other indices for being negative, and such a loop is not vectorised.
 """
 
-from .convolution import int8_conv, pack_conv
+from .convolution import int8_conv, int8_conv_last, pack_conv, pack_conv_last
 from .int4 import int4_linear, pack_int4, unpack_int4
 from .matmul import (
     int8_linear,
@@ -29,11 +29,13 @@ __all__ = [
     "dequantize",
     "int4_linear",
     "int8_conv",
+    "int8_conv_last",
     "int8_linear",
     "int8_matmul",
     "int8_recurrent",
     "kth_magnitude",
     "pack_conv",
+    "pack_conv_last",
     "pack_int4",
     "pack_int8",
     "pack_recurrent",

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import reference
 from ..reference import ConvState, Float, Int8Array
-from ..reference.convolution import Pair
+from ..reference.convolution import Pair, nan_images, to_channels_last
 from ..threads import run
 from .activations import activate
 from .compiling import as_input, kernel
@@ -66,14 +68,46 @@ def _rows(q, image_scales, weight, scales, bias, stride, dilation, group_outputs
             y[n, o, r, k] = activate(np.float32(total[k] + part[k]) * factor + bias[o], activation)
 
 
-def int8_conv(x: Float, state: ConvState, height: int, width: int, activation: int, threads: int) -> Float:
+def pack_conv_last(
+    weight: Int8Array,
+    scale: Float,
+    bias: Float | None,
+    input_scale: float | None,
+    stride: Pair,
+    padding: tuple[int, int, int, int],
+    dilation: Pair,
+    groups: int,
+) -> ConvState:
+    """Keep the integers as they are."""
+    return pack_conv(weight, scale, bias, input_scale, stride, padding, dilation, groups)
+
+
+def int8_conv_last(
+    x: Float | Int8Array,
+    state: ConvState,
+    height: int,
+    width: int,
+    activation: int,
+    threads: int,
+    output_scale: float = 0.0,
+) -> NDArray[Any]:
+    """Convolve images [images, height, width, channels], float32 or int8; the result is int8 with an output scale."""
+    planes = cast("Float | Int8Array", np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    y = int8_conv(planes, state, height, width, activation, threads)
+    return to_channels_last(y, nan_images(x), output_scale)
+
+
+def int8_conv(x: Float | Int8Array, state: ConvState, height: int, width: int, activation: int, threads: int) -> Float:
     """``y = float(sum of q_x * q_w) * (s_x[n] * s_w[o]) + bias[o]``; height and width are those of the output."""
     images = len(x)
-    flat = as_input(x.reshape(images, int(np.prod(x.shape[1:]))))
-    q = np.empty(flat.shape, np.int16)
-    scales = np.empty(images, np.float32)
-    static_scale = np.float32(0 if state.input_scale is None else state.input_scale)
-    run(_quantize_rows, images, 20 + flat.shape[1] / 2, threads, flat, flat.view(np.uint32), static_scale, q, scales)
+    if x.dtype == np.int8:
+        q = x.astype(np.int16)
+        scales = np.where(nan_images(x), np.float32(np.nan), np.float32(state.input_scale or 0))
+    else:
+        flat = as_input(x.reshape(images, int(np.prod(x.shape[1:]))))
+        q, scales = np.empty(flat.shape, np.int16), np.empty(images, np.float32)
+        fixed = np.float32(state.input_scale or 0)
+        run(_quantize_rows, images, 20 + flat.shape[1] / 2, threads, flat, flat.view(np.uint32), fixed, q, scales)
     padded = as_input(np.ascontiguousarray(state.pad(q.reshape(x.shape))))
     outputs = state.weight.shape[0]
     y = np.empty((images, outputs, height, width), np.float32)

@@ -4,7 +4,7 @@ int8 follows its written fp32 formula step by step, so that all other implementa
 bit. The names are those of `numba_cpu` and `native`; `ops.py` checks arguments before it calls any of them.
 """
 
-from .convolution import ConvState, int8_conv, pack_conv
+from .convolution import ConvState, int8_conv, int8_conv_last, pack_conv, pack_conv_last
 from .int4 import Int4Parts, Int4State, int4_linear, pack_int4, unpack_int4
 from .matmul import (
     DTYPES,
@@ -48,11 +48,13 @@ __all__ = [
     "dequantize",
     "int4_linear",
     "int8_conv",
+    "int8_conv_last",
     "int8_linear",
     "int8_matmul",
     "int8_recurrent",
     "kth_magnitude",
     "pack_conv",
+    "pack_conv_last",
     "pack_int4",
     "pack_int8",
     "pack_recurrent",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .activations import activate
-from .matmul import Float, Int8Array, quantize_rows
+from .matmul import Float, Int8Array, as_output, quantize_rows
 
 Pair = tuple[int, int]
 
@@ -58,9 +59,63 @@ def pack_conv(
     return ConvState(weight.copy(), scale.copy(), kept, input_scale, stride, padding, dilation, groups)
 
 
-def int8_conv(x: Float, state: ConvState, height: int, width: int, activation: int, threads: int) -> Float:
+NAN_BYTE = -128
+"""What stands for NaN in int8 images that a kernel wrote."""
+
+
+def nan_images(x: Float | Int8Array) -> NDArray[np.bool_]:
+    """Tell which images count as NaN: those that hold NaN or infinity, or int8 ones whose first value says so."""
+    flat = x.reshape(len(x), int(np.prod(x.shape[1:])))
+    nan = flat[:, 0] == NAN_BYTE if x.dtype == np.int8 else ~np.isfinite(flat).all(axis=1)
+    return cast("NDArray[np.bool_]", nan)
+
+
+def to_channels_last(y: Float, nan: NDArray[np.bool_], output_scale: float) -> NDArray[Any]:
+    """Return outputs [images, channels, height, width] as [images, height, width, channels], int8 with a scale."""
+    y = np.ascontiguousarray(y.transpose(0, 2, 3, 1))
+    if not output_scale:
+        return y
+    q = as_output(y, "int8", output_scale)
+    q[nan] = NAN_BYTE
+    return q
+
+
+def pack_conv_last(
+    weight: Int8Array,
+    scale: Float,
+    bias: Float | None,
+    input_scale: float | None,
+    stride: Pair,
+    padding: tuple[int, int, int, int],
+    dilation: Pair,
+    groups: int,
+) -> ConvState:
+    """Keep the integers as they are."""
+    return pack_conv(weight, scale, bias, input_scale, stride, padding, dilation, groups)
+
+
+def int8_conv_last(
+    x: Float | Int8Array,
+    state: ConvState,
+    height: int,
+    width: int,
+    activation: int,
+    threads: int,
+    output_scale: float = 0.0,
+) -> NDArray[Any]:
+    """Convolve images [images, height, width, channels], float32 or int8; the result is int8 with an output scale."""
+    planes = cast("Float | Int8Array", np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    y = int8_conv(planes, state, height, width, activation, threads)
+    return to_channels_last(y, nan_images(x), output_scale)
+
+
+def int8_conv(x: Float | Int8Array, state: ConvState, height: int, width: int, activation: int, threads: int) -> Float:
     """``y = float(sum of q_x * q_w) * (s_x[n] * s_w[o]) + bias[o]``; height and width are those of the output."""
-    q, scale = quantize_rows(x.reshape(len(x), int(np.prod(x.shape[1:]))), state.input_scale)
+    if x.dtype == np.int8:
+        q = cast(Int8Array, x)
+        scale = np.where(nan_images(x), np.float32(np.nan), np.float32(state.input_scale or 0))
+    else:
+        q, scale = quantize_rows(cast(Float, x).reshape(len(x), int(np.prod(x.shape[1:]))), state.input_scale)
     padded = state.pad(q.reshape(x.shape).astype(np.int16))
     groups, pixels = state.groups, height * width
     out, channels, rows, columns = state.weight.shape
