@@ -42,6 +42,13 @@ enum class Output : int { f32, bf16, i8 };
 
 constexpr std::size_t output_bytes(Output type) { return type == Output::f32 ? 4 : type == Output::bf16 ? 2 : 1; }
 
+// From sums to int8 outputs: y = min(max(lowest, float(sum) * (row_scale * scale) + bias), highest), times factor.
+struct Epilogue {
+  float row_scale;
+  const float *scale, *bias;
+  float lowest, highest, factor;
+};
+
 // Rows that are patches of images [images, height, width, channels], for a convolution: row (n, i, j) holds the window of
 // output pixel (i, j) of image n, [kernel height][kernel width][channels], with zeros outside of the image.
 struct int8_patches {
@@ -49,6 +56,10 @@ struct int8_patches {
   std::size_t kernel[2], stride[2], dilation[2];  // height, width
   std::size_t top, left;                          // padding
   std::size_t out_height, out_width;
+
+  bool is_pointwise() const {  // and row r is pixel r
+    return kernel[0] * kernel[1] * stride[0] * stride[1] == 1 && out_height == height && out_width == width;
+  }
 };
 
 // A chain of one or more layers; the last one has out_features outputs.
