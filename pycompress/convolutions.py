@@ -11,7 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import grids, kernels
 from .formats import Format, Int8
 from .grids import GridRecord
+from .int8_images import Int8Images, float_images, int8_images
 from .kernels.ops import Activation, activation_code
+from .kernels.packed import positive
 from .layers import LayerDecision, PackedLayer, arrays_like
 
 
@@ -92,6 +94,7 @@ class _PackedConv(PackedLayer):
             padding=p.padding,
             dilation=p.dilation,
             groups=p.groups,
+            channels_last=p.channels_last,
         )
 
 
@@ -132,6 +135,9 @@ class PackedConv2d(_PackedConv):
         Applied by the kernel.
     decision : LayerDecision, optional
         Why the layer is packed.
+    output_scale : float, optional
+        Of a weight that was packed with ``channels_last``: the static input scale of the packed convolutions that take
+        the output, which then is handed to them as int8. Anything else that reads it sees float32.
 
     Attributes
     ----------
@@ -151,6 +157,41 @@ class PackedConv2d(_PackedConv):
     """
 
     _sides = 2
+
+    def __init__(
+        self,
+        packed: kernels.PackedConv,
+        activation: Activation | None = None,
+        decision: LayerDecision | None = None,
+        output_scale: float | None = None,
+    ) -> None:
+        super().__init__(packed, activation, decision)
+        if output_scale is not None:
+            if not packed.channels_last:
+                raise ValueError("output_scale must be None for a weight that was not packed with channels_last=True")
+            output_scale = positive(output_scale, "output_scale")
+        self.output_scale = output_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x; returns the output in x's dtype, and in x's memory format or that of the weight.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When x does not fit, or requires grad while grad mode is on.
+        """
+        if type(x) is Int8Images:
+            x = x.integers if x.scale == self.packed.input_scale and self.packed.channels_last else float_images(x)
+        self._check_input(x)
+        if self.output_scale is None or torch.compiler.is_compiling():
+            return cast(Tensor, kernels.conv(x, self.packed, self.activation))
+        y = kernels.conv(x, self.packed, self.activation, output_scale=self.output_scale)
+        return int8_images(y, self.output_scale, self.activation)
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows inside the brackets."""
+        last = f", channels_last=True, output_scale={self.output_scale}" if self.packed.channels_last else ""
+        return super().extra_repr() + last
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)

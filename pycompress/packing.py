@@ -20,6 +20,7 @@ from .explaining import has_weights
 from .formats import Format, Int4, Int8, Sparse
 from .fusing import seen_together, sequential_pairs, traced_pairs
 from .grids import GridRecord
+from .images import alternative, channels_last, faster, together
 from .kernels.ops import Activation
 from .layers import LayerDecision, PackedLinear, set_decision
 from .linears import DYNAMIC, Shared, candidates, find_all, find_dynamic, grid_records, joined, obstacle, replaced
@@ -47,8 +48,9 @@ def pack(
     approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that alone takes the layer's output, in an nn.Sequential or in the
     graph that torch.fx makes of the model, is fused, timed with it, and replaced by an nn.Identity, so that no name
     changes. Int8 linear layers that follow each other in an nn.Sequential become one call where that is measured to be
-    faster than one by one. :func:`pycompress.explain` lists every decision and why; copies and pickles of the model
-    keep them.
+    faster than one by one. Convolutions on a static Int8 grid hand each other int8 images whose channels come last,
+    also those that are not faster on their own, where the whole model is measured to be faster that way; the numbers
+    are the same. :func:`pycompress.explain` lists every decision and why; copies and pickles of the model keep them.
 
     Without a ``format`` a candidate keeps the layer's numbers as ``quantize_`` and ``prune_`` left them: Int8 with
     exactly the recorded integers and input scale where the weight still lies on its Int8 grid, and Sparse where less
@@ -101,6 +103,8 @@ def pack(
     pairs = seen_together(traced, seen, calls) | sequential_pairs(twin, seen, calls)
     records, shared = grid_records(layers.values()), Shared()
     substitutes: dict[nn.Module, nn.Module] = {}
+    lasts: dict[nn.Module, PackedConv2d] = {}
+    told: dict[nn.Module, LayerDecision] = {}
     for name, layer in track(layers.items(), "packing"):
         entry, pair = seen.get(layer, Seen()), pairs.get(layer)
         note = obstacles[layer] or entry.obstacle or ("" if entry.calls else "never called by example_inputs")
@@ -115,14 +119,25 @@ def pack(
         elif modules:
             dense: list[nn.Module] = [layer] if pair is None else [layer, pair.module]
             chosen, decision = _fastest(dense, modules, entry.inputs, decision, _clock)
+        told[layer] = decision
+        if modules and isinstance(modules[0], PackedConv2d) and (last := channels_last(modules[0])) is not None:
+            lasts[layer] = last
         if chosen is None:
             set_decision(layer, decision)
             continue
         _accept(chosen, decision)
         substitutes[layer] = chosen
-        if pair is not None:
-            pair.fuse()
+    other = alternative(twin, substitutes | lasts, pairs, example_inputs) if len(lasts) > 1 else None
+    for layer in substitutes.keys() & pairs.keys():
+        pairs[layer].fuse()
     result = replaced(twin, substitutes)
+    if other is not None:
+        speedup = None if force else faster(result, other, example_inputs, _clock)
+        if force or speedup is not None:
+            result = other
+            for layer, last in lasts.items():
+                _accept(last, together(told[layer], speedup))
+            substitutes |= lasts
     inputs = {packed: seen[layer].inputs for layer, packed in substitutes.items() if layer in seen}
     chain_(result, inputs, force, _clock)
     try:

@@ -18,11 +18,12 @@ ROWS = [
     "report",
     "pipeline",
     "validation prune quantize structure distill packing",
+    "images",
     "artifact training scores fusing explaining",
     "recurrent convolutions chains",
     "layers linears recording",
     "masks grids data timing progress schedules",
-    "selection undo calls torch_ops sequences activations",
+    "selection undo calls torch_ops sequences activations int8_images",
     "kernels",
     "formats",
 ]

@@ -121,7 +121,7 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
             key = (*present, repr(rules))
             if key not in weights:
                 weights[key] = _pack(path, layer, {p: decoded.tensors.get(n) for p, n in names.items()})
-            decoded.packed[path] = _module(weights[key], layer.packed)
+            decoded.packed[path] = _module(path, weights[key], layer.packed)
     for name, place in fit.places.items():  # a device that is full fails here
         owner = contents.owner(name)
         if not place.tensor.is_meta:
@@ -129,11 +129,16 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
     return decoded
 
 
-def _module(weight: kernels.PackedWeight | kernels.PackedConv, record: PackedRecord) -> PackedModule:
+def _module(path: str, weight: kernels.PackedWeight | kernels.PackedConv, record: PackedRecord) -> PackedModule:
     if isinstance(weight, kernels.PackedWeight):
         return PackedLinear(weight, record.activation)
-    cls = PackedConv1d if len(weight.stride) == 1 else PackedConv2d
-    return cls(weight, record.activation)
+    if len(weight.stride) == 1:
+        return PackedConv1d(weight, record.activation)
+    scale = None if record.convolution is None else record.convolution.output_scale
+    try:
+        return PackedConv2d(weight, record.activation, output_scale=scale)
+    except ValueError as error:  # a scale that no float32 holds
+        raise ArtifactError(f"packed layer {path!r:.99}: {error!s:.300}") from error
 
 
 def _pack(
@@ -151,7 +156,8 @@ def _pack(
             return kernels.pack(weight, format, bias, scale, input_scale, **sides)
         assert isinstance(format, Int8)  # read_contents checked it
         geometry: Any = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
-        return kernels.pack_conv(weight, format, bias, scale, input_scale, **geometry, groups=layer.groups)
+        geometry |= {"groups": layer.groups, "channels_last": conv.channels_last}
+        return kernels.pack_conv(weight, format, bias, scale, input_scale, **geometry)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"packed layer {path!r:.99}: {error!s:.300}") from error
 

@@ -152,7 +152,8 @@ def _collect(model: nn.Module) -> tuple[dict[str, Tensor], Metadata]:
             weight = module.packed
             packed = PackedRecord(weight.format, module.activation)
             if isinstance(weight, PackedConv):
-                packed = replace(packed, convolution=ConvRecord(weight.stride, weight.padding, weight.dilation))
+                sides = (weight.stride, weight.padding, weight.dilation, weight.channels_last)
+                packed = replace(packed, convolution=ConvRecord(*sides, getattr(module, "output_scale", None)))
             input_scale = weight.input_scale
         elif isinstance(module, PackedRecurrentLayer):
             packed, input_scale = _add_recurrent(stored, metadata, owners, path, module), None

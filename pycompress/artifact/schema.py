@@ -43,11 +43,13 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class ConvRecord:
-    """The geometry of a packed convolution, a number or a pair (before, after) for each spatial dimension."""
+    """A packed convolution: a number or a pair (before, after) for each spatial dimension, and how images lie."""
 
     stride: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
+    channels_last: bool = False
+    output_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,7 @@ def _recurrent(value: object, where: str) -> RecurrentRecord:
 
 def _convolution(value: object, where: str) -> ConvRecord:
     names = {f.name for f in fields(ConvRecord)}
-    record = _object(value, where, names, names)
+    record = _object(value, where, names, {"stride", "padding", "dilation"})
     stride, padding, dilation = record["stride"], record["padding"], record["dilation"]
     if not isinstance(padding, list) or not all(_integers(pair, 0) and len(pair) == 2 for pair in padding):
         raise ArtifactError(f"{where}.padding must be a list of pairs of integers of 0 or more, got {padding!r:.99}")
@@ -270,7 +272,15 @@ def _convolution(value: object, where: str) -> ConvRecord:
             raise ArtifactError(f"{where}.{name} must be a list of positive integers, got {numbers!r:.99}")
     if not len(stride) == len(dilation) == len(padding) or len(stride) not in (1, 2):
         raise ArtifactError(f"{where} must have one or two spatial dimensions, got {value!r:.99}")
-    return ConvRecord(tuple(stride), tuple((before, after) for before, after in padding), tuple(dilation))
+    last, scale = record.get("channels_last", False), record.get("output_scale")
+    if not isinstance(last, bool):
+        raise ArtifactError(f"{where}.channels_last must be true or false, got {last!r:.99}")
+    if "output_scale" in record:
+        scale = _number(scale, f"{where}.output_scale")
+        if not last:
+            raise ArtifactError(f"{where} must have channels_last with an output_scale")
+    pads = tuple((before, after) for before, after in padding)
+    return ConvRecord(tuple(stride), pads, tuple(dilation), last, scale)
 
 
 def _integers(value: object, low: int) -> bool:
