@@ -1,6 +1,7 @@
 """int8 convolutions with fixed scales: each one of two networks by name, and the networks as a whole.
 
-Every contestant takes float images [N, C, H, W] and gives float ones. ONNX Runtime and OpenVINO read the same QDQ model
+Every contestant takes float images [N, C, H, W] and gives float ones, but INSIDE: that is the layer as it runs in a
+packed network, with int8 images on both sides. ONNX Runtime and OpenVINO read the same QDQ model
 of the very batch: they multiply integers only where the output has a scale too, so that theirs is rounded once more and
 turned back. The ratio is over torch fp32.
 """
@@ -30,6 +31,7 @@ BATCHES = [1, 8]
 TOLERANCE = 0.4  # one scale for all images: the largest error of a million values, in units of their root mean square
 CORNERS = ("_conv_stem", "_blocks.1._depthwise_conv", "_blocks.1._project_conv", "_blocks.12._expand_conv", "2")
 """Convolutions of --quick."""
+INSIDE = f"{OURS} int8 images"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,25 @@ class Convolution:
     def input_scale(self) -> float:
         """Scale of the values that it gets."""
         return float(self.x.abs().max()) / 127
+
+    def packed(self, channels_last: bool) -> kernels.PackedConv:
+        """Ours."""
+        return kernels.pack_conv(
+            self.weight,
+            Int8(),
+            self.bias,
+            input_scale=self.input_scale,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            channels_last=channels_last,
+        )
+
+    def quantized(self, x: Tensor) -> Tensor:
+        """The int8 images that a convolution before hands over."""
+        q = (x / self.input_scale).round().clamp(-127, 127).to(torch.int8)
+        return q.contiguous(memory_format=torch.channels_last)
 
     def dense(self, x: Tensor) -> Tensor:
         """What torch computes, in the type of x."""
@@ -140,19 +161,17 @@ def _batch(layer: Convolution, batch: int) -> tuple[Tensor, NDArray[np.float64]]
 def _contestants(
     layer: Convolution, batch: int, threads: int, pool: int
 ) -> tuple[dict[str, Contestant], kernels.PackedConv]:
-    packed = kernels.pack_conv(
-        layer.weight,
-        Int8(),
-        layer.bias,
-        input_scale=layer.input_scale,
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=layer.groups,
-    )
+    packed, last = layer.packed(channels_last=False), layer.packed(channels_last=True)
+    scale = layer.output_scale
     contestants = {
         "torch fp32": Contestant([layer.dense], EXACT),
         OURS: Contestant([lambda x: kernels.conv(x, packed)], TOLERANCE),
+        INSIDE: Contestant(
+            [lambda q: kernels.conv(q, last, output_scale=scale)],
+            TOLERANCE,
+            layer.quantized,
+            lambda y: y.float() * scale,
+        ),
     }
     return contestants | readers(_qdq(layer, batch), threads, pool, TOLERANCE), packed
 
