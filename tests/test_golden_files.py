@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden import int4, recurrent, version1
+from golden import convolution, int4, recurrent, version1
 from test_artifact import assert_same
 
 from pycompress import artifact, grids
+from pycompress.convolutions import PackedConv1d, PackedConv2d
 from pycompress.layers import PackedLinear, decisions
 
 
@@ -55,6 +56,15 @@ def test_the_golden_file_of_recurrent_layers_is_read_for_ever():
     assert torch.equal(again(x), expected(x))
 
 
+def test_the_golden_file_of_convolutions_is_read_for_ever():
+    assert hashlib.sha256(convolution.PATH.read_bytes()).hexdigest() == convolution.SHA256
+    expected, again = convolution.build(), artifact.load(convolution.PATH, into=convolution.Architecture)
+    assert_same(again, expected)
+    assert repr(again) == repr(expected)
+    x = version1.numbers(2, 3 * 15 * 14).reshape(2, 3, 15, 14)
+    assert torch.equal(again(x), expected(x))
+
+
 DTYPES = {"U8": "u1", "I8": "i1", "BOOL": "?", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
 
 
@@ -97,17 +107,18 @@ def read_by_the_book(data):
     return tensors, metadata["layers"]
 
 
-@pytest.mark.parametrize("golden", [version1, int4, recurrent])
+@pytest.mark.parametrize("golden", [version1, int4, recurrent, convolution])
 def test_format_md_is_enough_to_read_a_file(golden):
     tensors, layers = read_by_the_book(golden.PATH.read_bytes())
     model = golden.build()
-    packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    kinds = (PackedLinear, PackedConv1d, PackedConv2d)
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     expected = {name: t for name, t in model.state_dict().items() if not name.startswith(tuple(packed))}
     for name, module in packed.items():
         assert layers[name]["packed"]["format"]["name"] == type(module.packed.format).__name__
         assert layers[name].get("input_scale") == module.packed.input_scale
         arrays = {"weight": module.packed.canonical_weight(), "scale": module.packed.scale, "bias": module.packed.bias}
-        arrays |= {"zero_point": module.packed.zero_point, "multiplier": module.packed.multiplier}
+        arrays |= {part: getattr(module.packed, part, None) for part in ("zero_point", "multiplier")}
         expected |= {f"{name}.{part}": torch.tensor(a) for part, a in arrays.items() if a is not None}
     assert set(tensors) == set(expected)
     for name, tensor in expected.items():
@@ -115,3 +126,7 @@ def test_format_md_is_enough_to_read_a_file(golden):
         assert tensors[name].shape == tuple(tensor.shape), name
         assert tensors[name].tobytes() == np.asarray(bits).tobytes(), name
     assert golden is not version1 or layers["conv"] == {"groups": 2}
+    if golden is convolution:
+        geometry = {"stride": [2, 2], "padding": [[1, 1], [0, 0]], "dilation": [1, 1]}
+        last = {"channels_last": True, "output_scale": 0.046875}
+        assert layers["images.0"]["packed"]["convolution"] == geometry | last
