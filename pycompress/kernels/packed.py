@@ -331,6 +331,8 @@ def _number(value: object, name: str) -> np.float32:
 
 def positive(value: object, name: str) -> float:
     """Return value as a float32 that can be a scale."""
+    if type(value) is float and 1e-20 < value < 1e20:  # the short way
+        return float(np.float32(value))
     number = float(_number(value, name))
     if not ZERO_ROW <= number < np.inf:
         raise ValueError(f"{name} must be finite and at least 2^-100, got {value}")
