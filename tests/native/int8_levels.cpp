@@ -5,94 +5,19 @@
 // number of comparisons and a digest of all outputs, which is the same on every architecture; exits 1 on a mismatch.
 // Arguments: random problems for each number of rows from 0 to 40 (13; from 10 on large problems come too, from 20 on
 // the largest), seed (1).
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "../../csrc/int8_linear/pack.h"
-#include "../../csrc/isa.h"
+#include "levels.h"
 
 namespace pycompress {
-#define KERNEL(operation, isa) \
-  struct operation##_call;     \
-  void operation##_##isa(const operation##_call&);
-#include "../../csrc/kernels.def"
-#undef KERNEL
-
 namespace {
-
-struct Random {  // splitmix64: the same numbers everywhere
-  std::uint64_t state;
-  std::uint64_t next() {
-    std::uint64_t z = state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  }
-  std::size_t below(std::size_t n) { return next() % n; }
-  bool one_in(std::size_t n) { return below(n) == 0; }
-  float real() {  // in [-1, 1)
-    return static_cast<float>(static_cast<std::int32_t>(next() >> 40) - (1 << 23)) * 0x1p-23f;
-  }
-  std::int8_t byte() { return static_cast<std::int8_t>(next() >> 56); }
-};
-
-// Memory that ends where no page follows: reading or writing past the end is a crash.
-template <class T>
-class Guarded {
- public:
-  explicit Guarded(std::size_t size) : size_(size), page_(static_cast<std::size_t>(sysconf(_SC_PAGESIZE))) {
-    bytes_ = (size * sizeof(T) + page_ - 1) / page_ * page_ + page_;
-    void* base = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base == MAP_FAILED) std::abort();
-    base_ = static_cast<char*>(base);
-    if (mprotect(base_ + bytes_ - page_, page_, PROT_NONE) != 0) std::abort();
-  }
-  Guarded(const Guarded&) = delete;
-  Guarded& operator=(const Guarded&) = delete;
-  ~Guarded() { munmap(base_, bytes_); }
-  T* data() const { return reinterpret_cast<T*>(base_ + bytes_ - page_) - size_; }
-  std::size_t size() const { return size_; }
-
- private:
-  std::size_t size_, page_, bytes_;
-  char* base_;
-};
-
-template <class Call>
-struct LevelOf {
-  const char* name;
-  void (*run)(const Call&);
-};
-using Level = LevelOf<int8_linear_call>;
-
-bool runs(Isa isa) {
-#if defined(PYCOMPRESS_EMULATED)
-  if (isa == Isa::avxvnni) return cpu_has(Isa::avx512vnni);
-  if (isa == Isa::amx) return cpu_has(Isa::avx512vnni);
-#endif
-  return cpu_has(isa);
-}
-
-template <class Call>
-std::vector<LevelOf<Call>> levels() {
-  std::vector<LevelOf<Call>> all;
-#define KERNEL(operation, isa)                                               \
-  if constexpr (std::is_same_v<Call, operation##_call>) {                    \
-    if (runs(Isa::isa)) all.push_back({isa_name(Isa::isa), operation##_##isa}); \
-  }
-#include "../../csrc/kernels.def"
-#undef KERNEL
-  return all;
-}
 
 struct Problem {
   std::vector<std::unique_ptr<Int8Packed>> layers;
@@ -218,7 +143,7 @@ Problem long_chain(Random& random, std::size_t rows, float input_scale) {
   return problem;
 }
 
-std::vector<std::uint8_t> solve(const Problem& problem, const Level& level, int threads) {
+std::vector<std::uint8_t> solve(const Problem& problem, const Level<int8_linear_call>& level, int threads) {
   std::vector<const int8_weight*> weights;
   for (const auto& layer : problem.layers) weights.push_back(&layer->weight());
   const std::size_t size = problem.integer ? 4 : output_bytes(problem.output);
@@ -278,33 +203,16 @@ std::string describe(const Problem& problem) {
          (problem.q ? ", int8 rows" : "") + (problem.residual ? ", residual" : "");
 }
 
-struct Totals {
-  std::vector<Level> levels;
-  std::size_t problems = 0, comparisons = 0, mismatches = 0;
-  std::uint64_t digest = 0xcbf29ce484222325u;  // FNV-1a
-
+struct Comparison : Totals<int8_linear_call> {
   void check(const Problem& problem) {
-    const auto expected = solve(problem, levels[0], 1);
-    for (const std::uint8_t byte : with_one_nan(problem, expected)) digest = (digest ^ byte) * 0x100000001b3u;
-    ++problems;
-    for (const Level& level : levels) {
-      for (const int threads : {1, 3}) {
-        if (&level == &levels[0] && threads == 1) continue;
-        const auto got = solve(problem, level, threads);
-        ++comparisons;
-        if (got == expected) continue;
-        if (++mismatches > 10) continue;
-        std::size_t at = 0;
-        while (at < got.size() && at < expected.size() && got[at] == expected[at]) ++at;
-        std::printf("%s, %d threads: byte %zu of %zu differs: %s\n", level.name, threads, at, expected.size(),
-                    describe(problem).c_str());
-      }
-    }
+    const auto solve_at = [&](const Level<int8_linear_call>& level, int threads) { return solve(problem, level, threads); };
+    const auto expected = Totals::check(solve_at, [&] { return describe(problem); });
+    for (const std::uint8_t byte : with_one_nan(problem, expected)) note(byte);
   }
 };
 
 // What needs several threads, sums beyond int32, or memory beyond a cache.
-void large_problems(Totals& totals, Random& random) {
+void large_problems(Comparison& totals, Random& random) {
   for (const std::size_t rows : {1, 2, 5, 33, 70}) {  // several chunks of panels and of rows
     totals.check(large_problem(random, rows, 260, 515, false, Fill::random));
     totals.check(large_problem(random, rows, 40, 1030, false, Fill::random));
@@ -332,10 +240,8 @@ int main(int argc, char** argv) {
   using namespace pycompress;
   const int each = argc > 1 ? std::atoi(argv[1]) : 13;
   Random random{argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1};
-  Totals totals{levels<int8_linear_call>()};
-  std::printf("levels");
-  for (const Level& level : totals.levels) std::printf(" %s", level.name);
-  std::printf("\n");
+  Comparison totals;
+  totals.print_levels();
   for (std::size_t rows = 0; rows <= 40; ++rows) {
     for (int i = 0; i < each; ++i) totals.check(random_problem(random, rows));
   }
@@ -344,8 +250,5 @@ int main(int argc, char** argv) {
     totals.check(large_problem(random, 70, 1500, 1030, false, Fill::random));
     totals.check(large_problem(random, 161, 40, 30010, false, Fill::random));
   }
-  std::printf("problems %zu, comparisons %zu, mismatches %zu\n", totals.problems, totals.comparisons,
-              totals.mismatches);
-  std::printf("digest %016llx\n", static_cast<unsigned long long>(totals.digest));
-  return totals.mismatches == 0 ? 0 : 1;
+  return totals.print();
 }
