@@ -63,9 +63,7 @@ struct Comparison : Totals<int8_rnn_call> {
     call.input = input.data();
     const std::vector<float> h = random.reals(batch * out, 1.0f);
     const std::vector<float> c = random.reals(call.cell == Cell::lstm ? batch * hidden : 0, 2.0f);
-    const auto solve_at = [&](const Level<int8_rnn_call>& level, int threads) {
-      return solve(level, call, h, c, out, threads);
-    };
+    const auto solve_at = [&](const auto& level, int threads) { return solve(level, call, h, c, out, threads); };
     const auto describe = [&] {
       return std::string(call.cell == Cell::lstm ? "lstm" : "gru") + " of " + std::to_string(hidden) + " units, " +
              std::to_string(out) + " out, " + std::to_string(steps) + " steps, batch " + std::to_string(batch);
