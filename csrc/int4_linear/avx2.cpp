@@ -19,6 +19,8 @@ namespace {
 //
 #include "micro_avx2.inc"
 //
+#include "expand.inc"
+//
 #include "loop.inc"
 
 }  // namespace

@@ -21,6 +21,8 @@ namespace {
 //
 #include "dot_avx512.inc"
 //
+#include "expand.inc"
+//
 #include "loop.inc"
 
 }  // namespace

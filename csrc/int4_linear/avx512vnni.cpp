@@ -21,6 +21,8 @@ namespace {
 //
 #include "dot_avx512vnni.inc"
 //
+#include "expand.inc"
+//
 #include "loop.inc"
 
 }  // namespace

@@ -17,6 +17,8 @@ namespace {
 //
 #include "micro_scalar.inc"
 //
+#include "expand.inc"
+//
 #include "loop.inc"
 
 }  // namespace

@@ -27,6 +27,8 @@ inline void store_lanes(std::int32_t* to, Lanes sum) { _mm256_storeu_si256(reint
 //
 #include "quantize.inc"
 //
+#include "deep.inc"
+//
 #include "loop.inc"
 
 }  // namespace

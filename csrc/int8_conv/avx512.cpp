@@ -27,6 +27,8 @@ inline void store_lanes(std::int32_t* to, Lanes sum) { _mm512_storeu_si512(to, s
 //
 #include "quantize.inc"
 //
+#include "deep.inc"
+//
 #include "loop.inc"
 
 }  // namespace

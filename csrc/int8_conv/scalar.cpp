@@ -40,6 +40,8 @@ inline void store_lanes(std::int32_t* to, const Lanes& sum) { __builtin_memcpy(t
 //
 #include "quantize.inc"
 //
+#include "deep.inc"
+//
 #include "loop.inc"
 
 }  // namespace

@@ -22,6 +22,8 @@ namespace {
 //
 #include "integers.inc"
 //
+#include "amx_blocks.inc"
+//
 #include "amx.inc"
 
 }  // namespace
