@@ -16,6 +16,9 @@ MODULES: dict[Activation, type[nn.Module]] = {
     "relu6": nn.ReLU6,
 }
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+"""The normalizations that become part of the layer in front of them."""
+
 _FUNCTIONS = {
     "relu": torch.relu,
     "gelu": nn.functional.gelu,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from .activations import activation_of, fused_identity
+from .activations import activation_of, fused_identity, is_fused
 from .kernels.ops import Activation
 from .layers import PackedLayer
 from .linears import KINDS
@@ -66,7 +66,8 @@ def sequential_pairs(
             expected[child] += calls[sequential]
     pairs = {}
     for sequential in sequentials:
-        for (_, layer), (key, behind) in itertools.pairwise(list(sequential._modules.items())):
+        inside = [(key, child) for key, child in sequential._modules.items() if child is None or not is_fused(child)]
+        for (_, layer), (key, behind) in itertools.pairwise(inside):
             if layer is None or layer not in seen or behind is None:
                 continue
             alone = places[layer] == 1 and seen[layer].calls == expected[layer] and calls[behind] == expected[behind]
@@ -119,6 +120,10 @@ def traced_pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, Pair]
     pairs: dict[nn.Module, Pair] = {}
     for node in graph.nodes:
         before = node.args[0] if node.op == "call_module" and len(node.args) == 1 and not node.kwargs else None
+        while isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
+            if not is_fused(model.get_submodule(str(before.target))):
+                break
+            before = before.args[0]
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
             continue
         layer, behind = model.get_submodule(str(before.target)), model.get_submodule(node.target)

@@ -17,9 +17,10 @@ from . import convolutions, masks, recurrent
 from .chains import chain_
 from .convolutions import CONVOLUTIONS, PackedConv1d, PackedConv2d
 from .explaining import has_weights
+from .folding import fold_, unfold_
 from .formats import Format, Int4, Int8, Sparse
 from .fusing import seen_together, sequential_pairs, traced_pairs
-from .grids import GridRecord
+from .grids import GridRecord, grid_of
 from .images import alternative, channels_last, faster, together
 from .kernels.ops import Activation
 from .layers import LayerDecision, PackedLinear, set_decision
@@ -47,10 +48,12 @@ def pack(
     of the speedup dense / packed, if that is above 1. An activation module (nn.ReLU, nn.ReLU6, nn.GELU without
     approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that alone takes the layer's output, in an nn.Sequential or in the
     graph that torch.fx makes of the model, is fused, timed with it, and replaced by an nn.Identity, so that no name
-    changes. Int8 linear layers that follow each other in an nn.Sequential become one call where that is measured to be
-    faster than one by one. Convolutions on a static Int8 grid hand each other int8 images whose channels come last,
-    also those that are not faster on their own, where the whole model is measured to be faster that way; the numbers
-    are the same. :func:`pycompress.explain` lists every decision and why; copies and pickles of the model keep them.
+    changes. A batch normalization behind a layer that gets Int8 weights becomes part of their scales, whatever stands
+    between them in the code, as long as it alone takes the layer's outputs. Int8 linear layers that follow each other
+    in an nn.Sequential become one call where that is measured to be faster than one by one. Convolutions on a static
+    Int8 grid hand each other int8 images whose channels come last, also those that are not faster on their own, where
+    the whole model is measured to be faster that way; the numbers are the same. :func:`pycompress.explain` lists every
+    decision and why; copies and pickles of the model keep them.
 
     Without a ``format`` a candidate keeps the layer's numbers as ``quantize_`` and ``prune_`` left them: Int8 with
     exactly the recorded integers and input scale where the weight still lies on its Int8 grid, and Sparse where less
@@ -94,6 +97,7 @@ def pack(
         raise TypeError(f"force must be a bool, got {type(force).__name__}")
     find_all(model)
     twin = masks.finalize_(copy.deepcopy(model)).eval().requires_grad_(False)
+    folds = fold_(twin, lambda: run(twin, example_inputs), lambda layer: _is_int8(layer, format))
     layers = find_all(twin)
     obstacles = {layer: _obstacle(layer) for layer in layers.values()}
     traced = traced_pairs(twin, example_inputs)
@@ -111,19 +115,20 @@ def pack(
         modules: list[_Packed] = []
         if not note:
             modules, note = _modules(layer, entry, None if pair is None else pair.name, format, records, shared)
-        kind = type(layer).__name__ + ("" if pair is None else f"+{type(pair.module).__name__}")
+        dense = [layer] if layer not in folds else [folds[layer].layer, folds[layer].norm]
+        dense += [] if pair is None else [pair.module]
+        kind = "+".join(type(module).__name__ for module in dense)
         decision = LayerDecision(name, kind, rows=_rows(layer, entry.inputs), reason=note)
         chosen: _Packed | None = None
         if modules and force:
             chosen, decision = modules[0], replace(decision, reason=joined("forced, not measured", note))
         elif modules:
-            dense: list[nn.Module] = [layer] if pair is None else [layer, pair.module]
             chosen, decision = _fastest(dense, modules, entry.inputs, decision, _clock)
         told[layer] = decision
         if modules and isinstance(modules[0], PackedConv2d) and (last := channels_last(modules[0])) is not None:
             lasts[layer] = last
         if chosen is None:
-            set_decision(layer, decision)
+            set_decision(dense[0], decision)
             continue
         _accept(chosen, decision)
         substitutes[layer] = chosen
@@ -131,7 +136,9 @@ def pack(
     for layer in substitutes.keys() & pairs.keys():
         pairs[layer].fuse()
     result = replaced(twin, substitutes)
+    unfold_(result, (fold for layer, fold in folds.items() if layer not in substitutes))
     if other is not None:
+        unfold_(other, (fold for layer, fold in folds.items() if layer not in substitutes.keys() | lasts.keys()))
         speedup = None if force else faster(result, other, example_inputs, _clock)
         if force or speedup is not None:
             result = other
@@ -149,6 +156,11 @@ def pack(
 
 
 _Packed = PackedLinear | PackedConv1d | PackedConv2d | PackedLSTM | PackedGRU
+
+
+def _is_int8(layer: nn.Module, format: Format | None) -> bool:
+    record = grid_of(layer)
+    return isinstance(format if record is None else record.format, Int8)
 
 
 def _obstacle(layer: nn.Module) -> str:

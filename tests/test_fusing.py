@@ -87,7 +87,7 @@ def test_files_say_what_is_fused(tmp_path):
     assert is_fused(again.act)
     assert artifact.to_bytes(again) == (tmp_path / "model").read_bytes()
     assert torch.equal(artifact.load(tmp_path / "model", into=again)(X), packed(X))
-    with pytest.raises(ValueError, match="act, an activation in the file and Linear in the model"):
+    with pytest.raises(ValueError, match="act, part of a packed layer in the file and Linear in the model"):
         artifact.load(tmp_path / "model", into=lambda: Net(lambda: nn.Linear(12, 12)))
 
 

@@ -20,7 +20,7 @@ ROWS = [
     "validation prune quantize structure distill packing",
     "images",
     "artifact training scores fusing explaining",
-    "recurrent convolutions chains",
+    "recurrent convolutions chains folding",
     "layers linears recording",
     "masks grids data timing progress schedules",
     "selection undo calls torch_ops sequences activations int8_images",

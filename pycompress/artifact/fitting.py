@@ -10,7 +10,7 @@ from typing import cast
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..activations import activation_of
+from ..activations import NORMS, activation_of
 from ..chains import chained
 from ..convolutions import PackedConv1d, PackedConv2d
 from ..layers import PackedLayer, PackedLinear
@@ -72,13 +72,14 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = contents.metadata.layers
     packed = {path for path, layer in layers.items() if layer.packed is not None}
-    filled = {name: place for name, place in places(model) if name.rpartition(".")[0] not in packed}
+    gone = packed | {path for path, layer in layers.items() if layer.fused}
+    filled = {name: place for name, place in places(model) if name.rpartition(".")[0] not in gone}
     expected = set(filled)
     stored = set(contents.tensors)
     faults = [f"{path}, which is no layer of the model" for path in layers if path not in modules]
     for path, layer in layers.items():
         if layer.fused and path in modules and not _can_be_fused(path, modules[path]):
-            faults.append(f"{path}, an activation in the file and {type(modules[path]).__name__} in the model")
+            faults.append(f"{path}, part of a packed layer in the file and {type(modules[path]).__name__} in the model")
     faults += [f"{path}, a Sequential with chains in the file" for path in _unchainable(modules, layers)]
     sizes = []
     for path, module in modules.items():
@@ -92,8 +93,9 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
             names = packed_names(path)
             stored -= {names["scale"], names["zero_point"], names["multiplier"]}
             expected |= {names["weight"]} | ({names["bias"]} if _has_bias(module) else set())
+            stored -= {names["bias"]} - expected  # of a normalization behind a layer that has none
             faults += _packed_faults(path, module, contents)
-        else:
+        elif path not in gone:
             found, attributes = _dense_faults(path, module, contents)
             faults += found
             if attributes:
@@ -111,7 +113,7 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
 
 
 def _can_be_fused(path: str, module: nn.Module) -> bool:
-    return bool(path) and (activation_of(module) is not None or type(module) is nn.Identity)
+    return bool(path) and (activation_of(module) is not None or type(module) in (nn.Identity, *NORMS))
 
 
 def _unchainable(modules: dict[str, nn.Module], layers: dict[str, LayerRecord]) -> Iterator[str]:
