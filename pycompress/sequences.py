@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .kernels import PackedRecurrent, arrays, backends
 from .kernels import recurrent as steps
+from .kernels.immutable import numbered
 
 _NO_CELL_STATE = np.empty((0, 0), np.float32)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -159,7 +160,7 @@ _library.define(
 
 
 def _found(numbers: Sequence[int]) -> list[PackedRecurrent]:
-    parts = [steps.alive.get(number) for number in numbers]
+    parts = [numbered(number, PackedRecurrent) for number in numbers]
     if not parts or None in parts:
         raise ValueError(f"numbers must be those of packed weights in this process, got {numbers}")
     return cast(list[PackedRecurrent], parts)

@@ -30,8 +30,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from . import formats, kernels
 from .formats import decode_nonzeros, encode_nonzeros
+from .kernels.immutable import numbered
 from .kernels.ops import Activation
-from .kernels.packed import alive
 
 MAGIC = b"PYCWGT01"
 _START = len(MAGIC) + 32
@@ -220,7 +220,7 @@ def _linear(x: Tensor, packed: Tensor, out_features: int, activation: Activation
 
 
 def _linear_here(x: Tensor, number: int, out_features: int, activation: Activation | None) -> Tensor:
-    packed = alive.get(number)
+    packed = numbered(number, kernels.PackedWeight)
     if packed is None:
         raise ValueError(f"number must be that of a packed weight in this process, got {number}")
     if packed.shape[0] != out_features:

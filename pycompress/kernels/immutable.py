@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from typing import Any, NoReturn, TypeVar
 
 _Self = TypeVar("_Self", bound="Immutable")
+_Kind = TypeVar("_Kind", bound="Numbered")
 
 
 class Immutable:
@@ -27,3 +30,26 @@ class Immutable:
 
     def __deepcopy__(self: _Self, memo: dict[int, Any]) -> _Self:
         return self
+
+
+class Numbered(Immutable):
+    """A packed weight with a number that no other one of this process ever has: compiled code finds it by that."""
+
+    __slots__ = ("__weakref__", "number")
+
+    number: int
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        object.__setattr__(self, "number", next(_numbers))
+        _alive[self.number] = self
+
+
+_alive: weakref.WeakValueDictionary[int, Numbered] = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
+
+
+def numbered(number: int, kind: type[_Kind]) -> _Kind | None:
+    """Return the packed weight of this kind with this number, or None where there is none (any more)."""
+    packed = _alive.get(number)
+    return packed if isinstance(packed, kind) else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from typing import Any, cast
 
 import numpy as np
@@ -12,16 +10,11 @@ from numpy.typing import NDArray
 from ..formats import Format, Int4, Int8, Sparse, decode_nibbles, decode_nonzeros, encode_nibbles, encode_nonzeros
 from . import arrays, backends, int4
 from .arrays import ArrayLike
-from .immutable import Immutable
+from .immutable import Numbered
 from .reference import ZERO_ROW, Int4Parts
 
-alive: weakref.WeakValueDictionary[int, PackedWeight] = weakref.WeakValueDictionary()
-"""The packed weights of this process by their numbers."""
 
-_numbers = itertools.count(1)
-
-
-class PackedWeight(Immutable):
+class PackedWeight(Numbered):
     """A weight [out_features, in_features] in the layout of the kernel that this CPU runs best.
 
     Made by :func:`pack`. Immutable; validated once, when packed. Pickles, copies and files hold the canonical form
@@ -57,7 +50,6 @@ class PackedWeight(Immutable):
     """
 
     __slots__ = (
-        "__weakref__",
         "_module",
         "_native",
         "_state",
@@ -68,7 +60,6 @@ class PackedWeight(Immutable):
         "kernel",
         "multiplier",
         "nbytes",
-        "number",
         "scale",
         "shape",
         "zero_point",
@@ -87,12 +78,6 @@ class PackedWeight(Immutable):
     multiplier: NDArray[np.uint8] | None
     bias: NDArray[np.float32] | None
     input_scale: float | None
-    number: int
-
-    def __init__(self, **fields: Any) -> None:
-        super().__init__(**fields)
-        object.__setattr__(self, "number", next(_numbers))
-        alive[self.number] = self
 
     def __repr__(self) -> str:
         return f"PackedWeight({self.format}, shape={self.shape}, density={self.density:.3g}, kernel={self.kernel!r})"

@@ -1,11 +1,10 @@
 """LSTM and GRU: their weights packed once, and the calls of the backend over a sequence."""
 
-from .packed import PackedRecurrent, alive, pack_gru, pack_lstm
+from .packed import PackedRecurrent, pack_gru, pack_lstm
 from .sequence import copy_state, gru, lstm, packed_starts, run_layer, uniform_starts
 
 __all__ = [
     "PackedRecurrent",
-    "alive",
     "copy_state",
     "gru",
     "lstm",

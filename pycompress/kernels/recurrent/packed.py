@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from typing import Any
 
 import numpy as np
@@ -12,20 +10,15 @@ from numpy.typing import NDArray
 from ...formats import Int8
 from .. import arrays, backends
 from ..arrays import ArrayLike
-from ..immutable import Immutable
+from ..immutable import Numbered
 from ..packed import checked_bias, checked_scale, integers_of, positive
 from ..reference import GATES, Cell, Float, Int8Array
 
 _INT8 = Int8()
-
-alive: weakref.WeakValueDictionary[int, PackedRecurrent] = weakref.WeakValueDictionary()
-"""The packed weights of this process by their numbers."""
-
-_numbers = itertools.count(1)
 _WEIGHTS = ("weight_ih", "weight_hh", "weight_hr")
 
 
-class PackedRecurrent(Immutable):
+class PackedRecurrent(Numbered):
     """The weights of one layer of an LSTM or GRU, in one direction, in the layout that this CPU runs best.
 
     Made by :func:`pack_lstm` and :func:`pack_gru`. Immutable; pickles, copies and files hold the canonical form (the
@@ -54,7 +47,6 @@ class PackedRecurrent(Immutable):
     """
 
     __slots__ = (
-        "__weakref__",
         "_module",
         "_state",
         "_vectors",
@@ -65,7 +57,6 @@ class PackedRecurrent(Immutable):
         "input_size",
         "kernel",
         "nbytes",
-        "number",
         "out_size",
     )
 
@@ -80,12 +71,6 @@ class PackedRecurrent(Immutable):
     nbytes: int
     kernel: str
     input_scale: float | None
-    number: int
-
-    def __init__(self, **fields: Any) -> None:
-        super().__init__(**fields)
-        object.__setattr__(self, "number", next(_numbers))
-        alive[self.number] = self
 
     def __repr__(self) -> str:
         sizes = f"input_size={self.input_size}, hidden_size={self.hidden_size}, out_size={self.out_size}"
