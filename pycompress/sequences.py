@@ -1,7 +1,9 @@
 """Sequences through packed LSTM and GRU layers: every form of torch's input, and the operator of compiled models.
 
-``torch.ops.pycompress.recurrent_here(Tensor x, Tensor[] states, Tensor? batch_sizes, int[] numbers, bool bidirectional)
--> Tensor[]`` takes the numbers of packed weights that live in this process; it returns the output and the final states.
+``torch.ops.pycompress.recurrent_here(Tensor x, Tensor[] states, Tensor? batch_sizes, int[] numbers, int[] sizes, bool
+bidirectional) -> Tensor[]`` takes the numbers of packed weights that live in this process, and the sizes of h and, of
+an LSTM, c; it returns the output and the final states. Their shapes follow from the call alone: torch keeps compiled
+code on disk by its calls, and in the next process a number means another weight.
 """
 
 from __future__ import annotations
@@ -143,8 +145,8 @@ def traced(
     if order is not None:
         states = [state.index_select(1, order) for state in states]
     numbers = [part.number for part in parts]
-    sizes = None if sequence is None else sequence.batch_sizes
-    y, *finals = torch.ops.pycompress.recurrent_here(data, states, sizes, numbers, bidirectional)
+    batch_sizes = None if sequence is None else sequence.batch_sizes
+    y, *finals = torch.ops.pycompress.recurrent_here(data, states, batch_sizes, numbers, _sizes(parts), bidirectional)
     if sequence is not None:
         back = sequence.unsorted_indices
         finals = finals if back is None else [final.index_select(1, back) for final in finals]
@@ -155,7 +157,8 @@ def traced(
 
 _library: Any = torch.library.Library("pycompress", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(
-    "recurrent_here(Tensor x, Tensor[] states, Tensor? batch_sizes, int[] numbers, bool bidirectional) -> Tensor[]"
+    "recurrent_here(Tensor x, Tensor[] states, Tensor? batch_sizes, int[] numbers, int[] sizes, bool bidirectional)"
+    " -> Tensor[]"
 )
 
 
@@ -167,25 +170,37 @@ def _found(numbers: Sequence[int]) -> list[PackedRecurrent]:
 
 
 def _recurrent_here(
-    x: Tensor, states: list[Tensor], batch_sizes: Tensor | None, numbers: list[int], bidirectional: bool
+    x: Tensor,
+    states: list[Tensor],
+    batch_sizes: Tensor | None,
+    numbers: list[int],
+    sizes: list[int],
+    bidirectional: bool,
 ) -> list[Tensor]:
     sequence = x if batch_sizes is None else PackedSequence(x, batch_sizes)
-    y, finals = run(_found(numbers), bidirectional, False, sequence, states)
+    parts = _found(numbers)
+    if sizes != _sizes(parts):
+        raise ValueError(f"sizes must be {_sizes(parts)}, got {sizes}")
+    y, finals = run(parts, bidirectional, False, sequence, states)
     return [y if batch_sizes is None else y.data, *finals]
 
 
 def _recurrent_fake(
-    x: Tensor, states: list[Tensor], batch_sizes: Tensor | None, numbers: list[int], bidirectional: bool
+    x: Tensor,
+    states: list[Tensor],
+    batch_sizes: Tensor | None,
+    numbers: list[int],
+    sizes: list[int],
+    bidirectional: bool,
 ) -> list[Tensor]:
-    parts = _found(numbers)
     if x.ndim != (3 if batch_sizes is None else 2) or x.dtype not in _DTYPES:
         raise TypeError(f"x must be a sequence of float32, float16 or bfloat16, got {arrays.describe(x)}")
     if batch_sizes is None:
         batch: Any = x.shape[1]
     else:
         batch = states[0].shape[1] if states else torch.library.get_ctx().new_dynamic_size()
-    y = x.new_empty((*x.shape[:-1], parts[0].out_size * (2 if bidirectional else 1)))
-    return [y, *(x.new_empty((len(parts), batch, size)) for size in _sizes(parts))]
+    y = x.new_empty((*x.shape[:-1], sizes[0] * (2 if bidirectional else 1)))
+    return [y, *(x.new_empty((len(numbers), batch, size)) for size in sizes)]
 
 
 _library.impl("recurrent_here", _recurrent_here, "CPU")

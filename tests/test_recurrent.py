@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import pycompress as pc
@@ -390,12 +391,18 @@ def test_the_operator_passes_torchs_own_checks(kind):
     packed = packed_of(layer_of(kind, num_layers=2, bidirectional=True))
     numbers, x = [part.number for part in packed.packed], torch.randn(3, 2, 12)
     with torch.no_grad():
-        _, *given = flat(packed(x))
+        y, *given = flat(packed(x))
+    sizes = [21] * len(given)
     for states in ([], given):
-        arguments = x, states, None, numbers, True
+        arguments = x, states, None, numbers, sizes, True
         assert set(torch.library.opcheck(torch.ops.pycompress.recurrent_here, arguments).values()) == {"SUCCESS"}
     with pytest.raises(ValueError, match="numbers must be"):
-        torch.ops.pycompress.recurrent_here(x, [], None, [10**9], False)
+        torch.ops.pycompress.recurrent_here(x, [], None, [10**9], sizes, False)
+    with pytest.raises(ValueError, match=r"sizes must be \[21"):
+        torch.ops.pycompress.recurrent_here(x, [], None, numbers, [22], True)
+    with FakeTensorMode() as mode:  # code that torch kept on disk knows nothing but the call
+        shapes = torch.ops.pycompress.recurrent_here(mode.from_tensor(x), [], None, [10**9] * 4, sizes, True)
+    assert [each.shape for each in shapes] == [each.shape for each in (y, *given)]
 
 
 @torch.no_grad()
