@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import grids, kernels
+from . import grids, kernels, torch_ops
 from .formats import Format, Int8
 from .grids import GridRecord
 from .int8_images import Int8Images, float_images, int8_images
@@ -59,6 +59,8 @@ class _PackedConv(PackedLayer):
             When x does not fit, or requires grad while grad mode is on.
         """
         self._check_input(x)
+        if torch.compiler.is_compiling():
+            return torch_ops.traced_conv(x, self.packed, self.activation)
         return cast(Tensor, kernels.conv(x, self.packed, self.activation))
 
     def extra_repr(self) -> str:
@@ -137,7 +139,8 @@ class PackedConv2d(_PackedConv):
         Why the layer is packed.
     output_scale : float, optional
         Of a weight that was packed with ``channels_last``: the static input scale of the packed convolutions that take
-        the output, which then is handed to them as int8. Anything else that reads it sees float32.
+        the output, which then is handed to them as int8. Anything else that reads it sees float32, and so do all in
+        compiled and exported models.
 
     Attributes
     ----------
@@ -182,9 +185,12 @@ class PackedConv2d(_PackedConv):
         """
         if type(x) is Int8Images:
             x = x.integers if x.scale == self.packed.input_scale and self.packed.channels_last else float_images(x)
+        if self.output_scale is None:
+            return super().forward(x)
         self._check_input(x)
-        if self.output_scale is None or torch.compiler.is_compiling():
-            return cast(Tensor, kernels.conv(x, self.packed, self.activation))
+        if torch.compiler.is_compiling():  # the next convolution rounds what it gets: float32, as it sees int8 images
+            x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            return torch_ops.traced_conv(x, self.packed, self.activation)
         y = kernels.conv(x, self.packed, self.activation, output_scale=self.output_scale)
         return int8_images(y, self.output_scale, self.activation)
 

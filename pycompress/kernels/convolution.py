@@ -12,12 +12,12 @@ from ..formats import Int8
 from . import arrays, backends
 from .arrays import ArrayLike
 from .geometry import LARGEST, Padding, Sizes, borders, each_side
-from .immutable import Immutable
+from .immutable import Numbered
 from .ops import Activation, activation_code
 from .packed import checked_bias, checked_scale, integers_of, positive
 
 
-class PackedConv(Immutable):
+class PackedConv(Numbered):
     """The weight of a convolution in the layout of the kernel that this CPU runs best, with the convolution's geometry.
 
     Made by :func:`pack_conv`. Immutable; validated once, when packed. Pickles, copies and files hold the canonical form
@@ -45,6 +45,8 @@ class PackedConv(Immutable):
         Fraction of the weights that are not zero.
     kernel : str
         The kernel that runs, such as ``"native/avx2"``.
+    number : int
+        No other packed weight of this process ever has it.
 
     Examples
     --------
