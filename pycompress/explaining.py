@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from .layers import LayerDecision, PackedLayer, decisions
-from .linears import KINDS, joined
+from .linears import can_be_packed, joined
 
 
 class Explanation(list[LayerDecision]):
@@ -75,7 +75,7 @@ def explain(model: nn.Module) -> Explanation:
             if decision.kernel != module.kernel:
                 reason = joined(decision.reason, f"measured with {decision.kernel}")
                 decision = replace(decision, kernel=module.kernel, reason=reason)
-        elif decision is None and isinstance(module, KINDS):
+        elif decision is None and can_be_packed(module):
             decision = LayerDecision(name, type(module).__name__, reason="not packed yet")
         elif decision is None and has_weights(module):
             decision = LayerDecision(name, type(module).__name__, reason="no kernel yet, stays dense")

@@ -15,7 +15,7 @@ from torch import fx, nn
 from .activations import activation_of, fused_identity, is_fused
 from .kernels.ops import Activation
 from .layers import PackedLayer
-from .linears import KINDS
+from .linears import is_conv1d, takes_activation
 from .recording import Seen
 
 _FORWARD = nn.Sequential.forward
@@ -72,7 +72,7 @@ def sequential_pairs(
                 continue
             alone = places[layer] == 1 and seen[layer].calls == expected[layer] and calls[behind] == expected[behind]
             name = _fusible(behind)
-            if name is not None and alone:
+            if name is not None and alone and takes_activation(layer):
                 pairs[layer] = Pair(sequential, key, behind, name)
     return pairs
 
@@ -129,7 +129,7 @@ def traced_pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, Pair]
         layer, behind = model.get_submodule(str(before.target)), model.get_submodule(node.target)
         once = uses[before.target] == uses[node.target] == places[layer] == places[behind] == 1
         name = _fusible(behind)
-        if name is not None and once and isinstance(layer, KINDS):
+        if name is not None and once and takes_activation(layer):
             path, _, key = node.target.rpartition(".")
             pairs[layer] = Pair(model.get_submodule(path), key, behind, name)
     return pairs
@@ -158,7 +158,7 @@ class _Tracer(fx.Tracer):
         self.given = given
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PackedLayer) or bool(super().is_leaf_module(m, module_qualified_name))
+        return isinstance(m, PackedLayer) or is_conv1d(m) or bool(super().is_leaf_module(m, module_qualified_name))
 
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], *rest: Any, **options: Any) -> Any:
         # An argument that is not given has its default: None, say, which a proxy would not be.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -17,13 +17,69 @@ from .selection import count_bad, listed
 PRUNED_DENSITY = 0.7
 """A layer counts as pruned when less than this fraction of its weights is not zero."""
 
-KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU)
-"""The layers that can be packed."""
+KINDS = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell),
+    *(nn.Embedding, nn.EmbeddingBag),
+)
+"""The layers that can be packed, beside what :func:`is_conv1d` knows."""
 
-DYNAMIC = (nn.Linear, nn.LSTM, nn.GRU)
-"""The layers that are quantized as they run."""
+DYNAMIC = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
+"""The layers that are quantized as they run, as torch's ``quantize_dynamic`` does; Conv1D counts as nn.Linear."""
+
+ON_REQUEST = (nn.Embedding, nn.EmbeddingBag)
+"""Those that ``quantize_dynamic`` replaces only where their type or name is asked for, as torch's does."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module looks like the Conv1D of transformers (GPT-2): ``y = x @ weight + bias``, weight [in, out].
+
+    Whether it computes that, :func:`obstacle` finds out.
+
+    Examples
+    --------
+    >>> is_conv1d(nn.Conv1d(1, 1, 1))
+    False
+    """
+    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    if type(module).__name__ != "Conv1D" or weight is None or bias is None or nn.parameter.is_lazy(weight):
+        return False
+    outputs = module.__dict__.get("nf")
+    return weight.ndim == 2 and isinstance(outputs, int) and weight.shape[1:] == bias.shape == (outputs,)
+
+
+def can_be_packed(module: nn.Module) -> bool:
+    """Whether there are kernels for a layer like this one; it may have an :func:`obstacle` all the same.
+
+    Examples
+    --------
+    >>> can_be_packed(nn.Linear(2, 1)), can_be_packed(nn.Tanh())
+    (True, False)
+    """
+    return isinstance(module, KINDS) or is_conv1d(module)
+
+
+def is_dynamic(module: nn.Module) -> bool:
+    """Whether ``quantize_dynamic`` replaces a layer like this one also where nobody names its kind.
+
+    Examples
+    --------
+    >>> is_dynamic(nn.Linear(2, 1)), is_dynamic(nn.Embedding(2, 1))
+    (True, False)
+    """
+    return isinstance(module, DYNAMIC) or is_conv1d(module)
+
+
+def takes_activation(module: nn.Module) -> bool:
+    """Whether the packed layer can compute the activation behind it.
+
+    Examples
+    --------
+    >>> takes_activation(nn.Linear(2, 1)), takes_activation(nn.Embedding(2, 1))
+    (True, False)
+    """
+    return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or is_conv1d(module)
 
 
 def find_all(model: nn.Module) -> dict[str, nn.Module]:
@@ -34,18 +90,29 @@ def find_all(model: nn.Module) -> dict[str, nn.Module]:
     >>> list(find_all(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(3, 1))))
     ['0', '2']
     """
-    return _find(model, KINDS, "an nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM or nn.GRU, the layers")
+    described = "an nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, one of their cells or an embedding, the layers"
+    return _find(model, lambda name, layer: can_be_packed(layer), described)
 
 
-def find_dynamic(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers that ``quantize_dynamic`` replaces, as torch's does, after the checks of :func:`find`.
+def find_dynamic(model: nn.Module, asked: Collection[str] = ()) -> dict[str, nn.Module]:
+    """Return the layers that ``quantize_dynamic`` replaces, after the checks of :func:`find`.
+
+    Parameters
+    ----------
+    model : nn.Module
+    asked : collection of str
+        First names of layers that are asked for: embeddings are found among these alone.
 
     Examples
     --------
-    >>> list(find_dynamic(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(3, 1), nn.GRU(2, 3))))
+    >>> list(find_dynamic(nn.Sequential(nn.Embedding(3, 2), nn.Linear(3, 1), nn.GRU(2, 3))))
     ['1', '2']
     """
-    return _find(model, DYNAMIC, "an nn.Linear, nn.LSTM or nn.GRU, the layers")
+
+    def known(name: str, layer: nn.Module) -> bool:
+        return is_dynamic(layer) or (isinstance(layer, ON_REQUEST) and name in asked)
+
+    return _find(model, known, "an nn.Linear, nn.LSTM, nn.GRU or one of their cells, the layers")
 
 
 def find(model: nn.Module) -> dict[str, nn.Linear]:
@@ -72,13 +139,14 @@ def find(model: nn.Module) -> dict[str, nn.Linear]:
     >>> list(find(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))))
     ['0', '2']
     """
-    return cast(dict[str, nn.Linear], _find(model, (nn.Linear,), "an nn.Linear, the layer"))
+    found = _find(model, lambda name, layer: isinstance(layer, nn.Linear), "an nn.Linear, the layer")
+    return cast(dict[str, nn.Linear], found)
 
 
-def _find(model: nn.Module, types: tuple[type[nn.Module], ...], described: str) -> dict[str, nn.Module]:
+def _find(model: nn.Module, known: Callable[[str, nn.Module], bool], described: str) -> dict[str, nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, types)}
+    layers = {name: module for name, module in model.named_modules() if known(name, module)}
     if not layers:
         kinds = Counter(type(module).__name__ for module in model.modules() if not list(module.children()))
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
@@ -120,7 +188,26 @@ def obstacle(layer: nn.Module) -> str:
         return "it has forward hooks, which must be removed first"
     if weight.dtype not in _DTYPES:
         return f"its weight is {str(weight.dtype).removeprefix('torch.')}"
+    if is_conv1d(layer) and not _multiplies(layer):
+        return f"{type(layer).__name__} does not compute x @ weight + bias"
     return ""
+
+
+def _multiplies(layer: nn.Module) -> bool:
+    """Whether a Conv1D computes what the one of transformers does, tried on two rows."""
+    weight, bias = (cast(Tensor, layer._parameters[name]).detach() for name in ("weight", "bias"))
+    x = torch.linspace(-1, 1, 2 * len(weight)).reshape(2, -1).to(weight.dtype)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            y = layer.forward(x[None])
+    except Exception:  # whatever a forward of somebody else's may do
+        return False
+    expected = torch.addmm(bias, x, weight)[None]
+    if not isinstance(y, Tensor) or y.shape != expected.shape or y.dtype != expected.dtype:
+        return False
+    error = (y - expected).abs().amax() if y.numel() else y.sum()
+    largest = expected.abs().amax() if y.numel() else y.sum()
+    return bool(error <= 16 * torch.finfo(y.dtype).eps * largest)
 
 
 def grid_records(layers: Iterable[nn.Module]) -> dict[int, grids.GridRecord]:
@@ -141,7 +228,7 @@ Shared = dict[tuple[Any, ...], Any]
 
 
 def candidates(
-    layer: nn.Linear,
+    layer: nn.Module,
     format: Format | None,
     records: Mapping[int, grids.GridRecord],
     shared: Shared,
@@ -151,7 +238,7 @@ def candidates(
 
     Parameters
     ----------
-    layer : nn.Linear
+    layer : nn.Linear, or the Conv1D of :func:`is_conv1d`, whose weight is transposed
         Without an :func:`obstacle`.
     format : Int8, Int4, Sparse or None
         None: the formats that keep the layer's numbers, Int8 on its recorded grid and Sparse where it is pruned.
@@ -173,8 +260,11 @@ def candidates(
     >>> packed.shape, note
     ((1, 2), '')
     """
-    record = records.get(id(layer.weight))
-    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    turned = is_conv1d(layer)
+    parameter, added = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
+    record = None if turned else records.get(id(parameter))
+    weight = parameter.detach().t() if turned else parameter.detach()
+    bias = None if added is None else added.detach()
     on_grid: Tensor | None = None
     note = ""
     if record is not None and isinstance(record.format, Int8):
@@ -196,7 +286,7 @@ def candidates(
         if record is not None and on_grid is not None and not isinstance(each, Int4):
             scale = record.scale
             input_scale = record.input_scale if static and isinstance(each, Int8) else None
-        key = (id(layer.weight), id(layer.bias), each, scale is None, input_scale)
+        key = (id(parameter), id(added), turned, each, scale is None, input_scale)
         if key not in shared:
             values = weight if scale is None or on_grid is None else on_grid
             shared[key] = kernels.pack(values, each, bias, scale, input_scale)

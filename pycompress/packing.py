@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
 
-from . import convolutions, masks, recurrent
+from . import masks
 from .chains import chain_
-from .convolutions import CONVOLUTIONS, PackedConv1d, PackedConv2d
+from .convolutions import PackedConv2d
+from .embeddings import EMBEDDINGS
+from .embeddings import candidates as tables
 from .explaining import has_weights
 from .folding import fold_, unfold_
 from .formats import Format, Int4, Int8, Sparse
 from .fusing import seen_together, sequential_pairs, traced_pairs
-from .grids import GridRecord, grid_of
+from .grids import grid_of
 from .images import alternative, channels_last, faster, together
-from .kernels.ops import Activation
 from .layers import LayerDecision, PackedLinear, set_decision
-from .linears import DYNAMIC, Shared, candidates, find_all, find_dynamic, grid_records, joined, obstacle, replaced
+from .linears import (
+    DYNAMIC,
+    ON_REQUEST,
+    Shared,
+    candidates,
+    find_all,
+    find_dynamic,
+    grid_records,
+    is_conv1d,
+    is_dynamic,
+    joined,
+    replaced,
+)
 from .progress import track
 from .recording import Seen, record, run
-from .recurrent import PackedGRU, PackedLSTM
 from .selection import listed
+from .substitutes import RECURRENT, PackedModule, accept, obstacle, of_recurrent, rows, substitutes_for, tell_ties
 from .timing import Clock, compare
 
 
@@ -42,18 +53,19 @@ def pack(
 ) -> nn.Module:
     """Return a copy of a model for inference, in which each layer is replaced where that makes it faster.
 
-    Every nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM and nn.GRU that ``example_inputs`` reach is timed against packed
-    candidates on the very inputs that it gets in that forward pass, in turns with them (see
-    :func:`pycompress.timing.compare`). It is replaced by the candidate with the largest lower end of the 95 % interval
-    of the speedup dense / packed, if that is above 1. An activation module (nn.ReLU, nn.ReLU6, nn.GELU without
-    approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that alone takes the layer's output, in an nn.Sequential or in the
-    graph that torch.fx makes of the model, is fused, timed with it, and replaced by an nn.Identity, so that no name
-    changes. A batch normalization behind a layer that gets Int8 weights becomes part of their scales, whatever stands
-    between them in the code, as long as it alone takes the layer's outputs. Int8 linear layers that follow each other
-    in an nn.Sequential become one call where that is measured to be faster than one by one. Convolutions on a static
-    Int8 grid hand each other int8 images whose channels come last, also those that are not faster on their own, where
-    the whole model is measured to be faster that way; the numbers are the same. :func:`pycompress.explain` lists every
-    decision and why; copies and pickles of the model keep them.
+    Every nn.Linear (and Conv1D of transformers), nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell,
+    nn.Embedding and nn.EmbeddingBag that ``example_inputs`` reach is timed against packed candidates on the very inputs
+    that it gets in that forward pass, in turns with them (see :func:`pycompress.timing.compare`). It is replaced by the
+    candidate with the largest lower end of the 95 % interval of the speedup dense / packed, if that is above 1. An
+    activation module (nn.ReLU, nn.ReLU6, nn.GELU without approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that alone takes
+    the output of a linear layer or a convolution, in an nn.Sequential or in the graph that torch.fx makes of the model,
+    is fused, timed with it, and replaced by an nn.Identity, so that no name changes. A batch normalization behind a
+    layer that gets Int8 weights becomes part of their scales, whatever stands between them in the code, as long as it
+    alone takes the layer's outputs. Int8 linear layers that follow each other in an nn.Sequential become one call where
+    that is measured to be faster than one by one. Convolutions on a static Int8 grid hand each other int8 images whose
+    channels come last, also those that are not faster on their own, where the whole model is measured to be faster that
+    way; the numbers are the same. :func:`pycompress.explain` lists every decision and why; copies and pickles of the
+    model keep them.
 
     Without a ``format`` a candidate keeps the layer's numbers as ``quantize_`` and ``prune_`` left them: Int8 with
     exactly the recorded integers and input scale where the weight still lies on its Int8 grid, and Sparse where less
@@ -99,7 +111,7 @@ def pack(
     twin = masks.finalize_(copy.deepcopy(model)).eval().requires_grad_(False)
     folds = fold_(twin, lambda: run(twin, example_inputs), lambda layer: _is_int8(layer, format))
     layers = find_all(twin)
-    obstacles = {layer: _obstacle(layer) for layer in layers.values()}
+    obstacles = {layer: obstacle(layer) for layer in layers.values()}
     traced = traced_pairs(twin, example_inputs)
     followers = {layer: pair.module for layer, pair in traced.items()}
     free = [layer for layer, fault in obstacles.items() if not fault]
@@ -112,14 +124,14 @@ def pack(
     for name, layer in track(layers.items(), "packing"):
         entry, pair = seen.get(layer, Seen()), pairs.get(layer)
         note = obstacles[layer] or entry.obstacle or ("" if entry.calls else "never called by example_inputs")
-        modules: list[_Packed] = []
+        modules: list[PackedModule] = []
         if not note:
-            modules, note = _modules(layer, entry, None if pair is None else pair.name, format, records, shared)
+            modules, note = substitutes_for(layer, entry, None if pair is None else pair.name, format, records, shared)
         dense = [layer] if layer not in folds else [folds[layer].layer, folds[layer].norm]
         dense += [] if pair is None else [pair.module]
         kind = "+".join(type(module).__name__ for module in dense)
-        decision = LayerDecision(name, kind, rows=_rows(layer, entry.inputs), reason=note)
-        chosen: _Packed | None = None
+        decision = LayerDecision(name, kind, rows=rows(layer, entry.inputs), reason=note)
+        chosen: PackedModule | None = None
         if modules and force:
             chosen, decision = modules[0], replace(decision, reason=joined("forced, not measured", note))
         elif modules:
@@ -130,7 +142,7 @@ def pack(
         if chosen is None:
             set_decision(dense[0], decision)
             continue
-        _accept(chosen, decision)
+        accept(chosen, decision)
         substitutes[layer] = chosen
     other = alternative(twin, substitutes | lasts, pairs, example_inputs) if len(lasts) > 1 else None
     for layer in substitutes.keys() & pairs.keys():
@@ -143,8 +155,9 @@ def pack(
         if force or speedup is not None:
             result = other
             for layer, last in lasts.items():
-                _accept(last, together(told[layer], speedup))
+                accept(last, together(told[layer], speedup))
             substitutes |= lasts
+    tell_ties(result, substitutes.items())
     inputs = {packed: seen[layer].inputs for layer, packed in substitutes.items() if layer in seen}
     chain_(result, inputs, force, _clock)
     try:
@@ -155,46 +168,14 @@ def pack(
     return result
 
 
-_Packed = PackedLinear | PackedConv1d | PackedConv2d | PackedLSTM | PackedGRU
-
-
 def _is_int8(layer: nn.Module, format: Format | None) -> bool:
     record = grid_of(layer)
     return isinstance(format if record is None else record.format, Int8)
 
 
-def _obstacle(layer: nn.Module) -> str:
-    return recurrent.obstacle(layer) if isinstance(layer, nn.RNNBase) else obstacle(layer)
-
-
-def _modules(
-    layer: nn.Module,
-    entry: Seen,
-    activation: Activation | None,
-    format: Format | None,
-    records: dict[int, GridRecord],
-    shared: Shared,
-) -> tuple[list[_Packed], str]:
-    """Return the packed layers worth trying in the place of a layer (and the activation behind it), and a note."""
-    if isinstance(layer, nn.Linear):
-        weights, note = candidates(layer, format, records, shared)
-        return [PackedLinear(weight, activation).eval() for weight in weights], note
-    if isinstance(layer, (nn.LSTM, nn.GRU)):
-        if isinstance(format, Int8):
-            return [recurrent.packed_of(layer)], ""
-        return [], "packed with Int8() alone" if format is None else f"{type(format).__name__} has no recurrent kernel"
-    assert isinstance(layer, CONVOLUTIONS)
-    form = convolutions.geometry(layer, entry.inputs)
-    if isinstance(form, str):
-        return [], form
-    packed, note = convolutions.candidates(layer, form, format, records.get(id(layer.weight)), shared)
-    cls = PackedConv1d if isinstance(layer, nn.Conv1d) else PackedConv2d
-    return [cls(weight, activation).eval() for weight in packed], note
-
-
 def _fastest(
-    dense: list[nn.Module], modules: list[_Packed], inputs: list[Any], decision: LayerDecision, clock: Clock
-) -> tuple[_Packed | None, LayerDecision]:
+    dense: list[nn.Module], modules: list[PackedModule], inputs: list[Any], decision: LayerDecision, clock: Clock
+) -> tuple[PackedModule | None, LayerDecision]:
     """Time packed layers against dense modules; return the one with the best lower end, or None, and the decision."""
     if not decision.rows:
         return None, replace(decision, reason=joined("example_inputs give it no rows", decision.reason))
@@ -225,18 +206,6 @@ def _calls(chain: list[nn.Module], inputs: list[Any]) -> Callable[[], None]:
     return run
 
 
-def _accept(module: _Packed, decision: LayerDecision) -> None:
-    set_decision(module, replace(decision, format=module.format, kernel=module.kernel))
-
-
-def _rows(layer: nn.Module, inputs: list[Any]) -> int:
-    """Rows of a linear or recurrent layer, images (or signals) of a convolution."""
-    if isinstance(layer, nn.RNNBase):
-        inputs = [x.data if isinstance(x, PackedSequence) else x for x, *_ in inputs]
-    inner = 2 if isinstance(layer, nn.Conv1d) else 3 if isinstance(layer, nn.Conv2d) else 1
-    return sum(math.prod(x.shape[:-inner]) for x in inputs)
-
-
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _READS_ITS_LINEARS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -259,9 +228,10 @@ def quantize_dynamic(
     model : nn.Module
         On the CPU.
     qconfig_spec : None, set or dict
-        Types and names of modules. None: every nn.Linear, nn.LSTM and nn.GRU. A set: those, and what is inside them.
-        A dict: as the set of its keys, but None as value leaves a module out; a name counts more than a type, an inner
-        module more than an outer one.
+        Types and names of modules. None: every nn.Linear (and Conv1D of transformers), nn.LSTM, nn.GRU, nn.LSTMCell and
+        nn.GRUCell. A set: those, and what is inside them; but an nn.Embedding or nn.EmbeddingBag only where its own
+        type or name is asked for. A dict: as the set of its keys, but None as value leaves a module out; a name counts
+        more than a type, an inner module more than an outer one.
     dtype : torch.dtype
         torch.qint8.
     mapping : None
@@ -281,7 +251,7 @@ def quantize_dynamic(
         When an argument has another type or value, a name is not in the model, no such layer is matched, or one
         asked for by its name cannot be packed. All are named, and the model is not changed.
     NotImplementedError
-        When a layer without a kernel is asked for (RNN and cells, anything else by its type or name),
+        When a layer without a kernel is asked for (RNN and RNNCell, anything else by its type or name),
         or dtype is another of torch's quantized types.
 
     Examples
@@ -297,39 +267,44 @@ def quantize_dynamic(
         raise NotImplementedError(f"mapping must be None, got {mapping!r}")
     if not isinstance(inplace, bool):
         raise TypeError(f"inplace must be a bool, got {type(inplace).__name__}")
-    if inplace and isinstance(model, DYNAMIC):
+    if inplace and (is_dynamic(model) or isinstance(model, ON_REQUEST)):
         raise ValueError("inplace must be False for a model that is itself the layer to replace")
     wanted = _wanted(model, _spec(qconfig_spec))
     twin = masks.finalize_(copy.deepcopy(model))
-    layers = {name: layer for name, layer in find_dynamic(twin).items() if name in wanted}
+    found = find_dynamic(twin, wanted)
+    layers = {name: layer for name, layer in found.items() if name in wanted}
     keepers = {child for m in twin.modules() if isinstance(m, _READS_ITS_LINEARS) for child in m._modules.values()}
     kept = {
         name: reason
         for name, layer in layers.items()
-        if (reason := _obstacle(layer) or ("its parent reads its weight" if layer in keepers else ""))
+        if (reason := obstacle(layer) or ("its parent reads its weight" if layer in keepers else ""))
     }
     if named := {name: reason for name, reason in kept.items() if wanted[name]}:
         raise ValueError("qconfig_spec must name layers that can be packed, got " + listed(named))
     if len(kept) == len(layers):
         raise ValueError(f"qconfig_spec must match a layer that can be packed, got {listed(kept) or 'none'}")
-    records, shared = grid_records(find_dynamic(twin).values()), Shared()
+    records, shared = grid_records(found.values()), Shared()
     target = masks.finalize_(model) if inplace else twin
-    targets = find_dynamic(target)
+    targets = find_dynamic(target, wanted)
     substitutes: dict[nn.Module, nn.Module] = {}
     for name, layer in layers.items():
         decision = LayerDecision(name, type(layer).__name__, reason=kept.get(name, "asked for by quantize_dynamic"))
         if name in kept:
             set_decision(targets[name], decision)
         else:
-            packed: _Packed
-            if isinstance(layer, (nn.LSTM, nn.GRU)):
-                packed, note = recurrent.packed_of(layer), ""
+            packed: PackedModule
+            if isinstance(layer, RECURRENT):
+                packed, note = of_recurrent(layer), ""
+            elif isinstance(layer, EMBEDDINGS):
+                [packed], note = tables(layer, Int8(), records.get(id(layer.weight)), shared)
             else:
-                [weight], note = candidates(cast(nn.Linear, layer), Int8(), records, shared, static=False)
+                [weight], note = candidates(layer, Int8(), records, shared, static=False)
                 packed = PackedLinear(weight)
-            _accept(packed, replace(decision, reason=joined(decision.reason, note)))
+            accept(packed, replace(decision, reason=joined(decision.reason, note)))
             substitutes[targets[name]] = packed
-    return replaced(target, substitutes).eval().requires_grad_(False)
+    result = replaced(target, substitutes)
+    tell_ties(result, substitutes.items())
+    return result.eval().requires_grad_(False)
 
 
 def _check_dtype(dtype: object) -> None:
@@ -365,13 +340,16 @@ def _wanted(model: nn.Module, spec: dict[Any, bool]) -> dict[str, bool]:
     lacking: dict[str, str] = {}
     for name, module in modules.items():  # parents come before what is inside them
         outer = bool(name) and asked[name.rpartition(".")[0]]
-        by_type = next((cls for cls in type(module).__mro__ if cls in spec), None)
+        kinds = (*type(module).__mro__, *((nn.Linear,) if is_conv1d(module) else ()))
+        by_type = next((cls for cls in kinds if cls in spec), None)
         asked[name] = spec[name] if name in spec else outer if by_type is None else spec[by_type]
-        if not asked[name]:
+        direct = name in spec or by_type is not None
+        if not asked[name] or (isinstance(module, ON_REQUEST) and not direct):
             continue
         wanted[module] = wanted.get(module, False) or name in spec
-        direct = (name in spec or by_type is not None) and not list(module.children())
-        if not isinstance(module, DYNAMIC) and (isinstance(module, _RECURRENT) or (direct and has_weights(module))):
+        leaf = direct and not list(module.children())
+        known = is_dynamic(module) or isinstance(module, ON_REQUEST)
+        if not known and (isinstance(module, _RECURRENT) or (leaf and has_weights(module))):
             lacking[name] = type(module).__name__
     if lacking:
         raise NotImplementedError(f"qconfig_spec must ask for layers that there are kernels for, got {listed(lacking)}")

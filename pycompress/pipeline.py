@@ -24,7 +24,7 @@ from .formats import Grid
 from .formats import Int8 as Int8
 from .kernels.arrays import flag, integer
 from .layers import LayerDecision
-from .linears import KINDS, find_all
+from .linears import can_be_packed, find_all
 from .masks import finalize_
 from .packing import pack
 from .prune import PruneSummary, prune_
@@ -209,7 +209,7 @@ def compress(
     if quantize is not None:
         quantization = quantize_(twin, quantize, include=include, exclude=exclude)
     parameters = _count(model), _count(twin)
-    if any(isinstance(module, KINDS) for module in twin.modules()):
+    if any(can_be_packed(module) for module in twin.modules()):
         twin = pack(twin, example_inputs)
     else:  # there are kernels for no other layer
         twin = finalize_(twin).eval().requires_grad_(False)
@@ -294,7 +294,7 @@ def _try_out(
         if quantize is not None:
             with _explained(format="quantize"):
                 quantize_(trial, quantize, include=include, exclude=exclude)
-    if any(isinstance(module, KINDS) for module in trial.modules()):
+    if any(can_be_packed(module) for module in trial.modules()):
         find_all(trial)
 
 

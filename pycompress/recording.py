@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from .activations import activation_of
 from .calls import described, forward
 
 _KEPT_CALLS = 16
+_TAKE_MORE = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag)  # than one tensor
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Seen:
     Attributes
     ----------
     inputs : list of tensors
-        Copies of its inputs in the first 16 calls; of a recurrent layer, tuples of all that it was called with.
+        Copies of its inputs in the first 16 calls; of recurrent layers, cells and bags, tuples of all that they took.
     calls : int
     obstacle : str
         Why a module without parameters cannot stand in for it, or "".
@@ -139,17 +141,28 @@ def _copied(inputs: Any) -> Any:
         raise TypeError(f"example_inputs must hold numbers, got {described(inputs)}") from error
 
 
+def _in_order(base: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments of a call without keywords; a call that does not fit is left to the layer."""
+    try:
+        bound = inspect.signature(base.forward).bind(None, *args, **kwargs)
+    except TypeError:
+        return args
+    if kwargs:
+        bound.apply_defaults()
+    return bound.args[1:]
+
+
 def _probe(base: type[nn.Module], seen: dict[nn.Module, Seen]) -> type[nn.Module]:
     """Make a subclass that layers take on for one forward pass: it notes inputs, and who reads the parameters."""
 
     def note_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         entry = seen[self]
         entry.calls += 1
-        if issubclass(base, nn.RNNBase):
-            if kwargs:
+        if issubclass(base, _TAKE_MORE):
+            if issubclass(base, nn.RNNBase) and kwargs:
                 entry.obstacle = "it is called with keywords"
             elif entry.calls <= _KEPT_CALLS:
-                entry.inputs.append(_copied(args))
+                entry.inputs.append(_copied(_in_order(base, args, kwargs)))
         elif kwargs or len(args) != 1 or type(args[0]) not in (Tensor, nn.Parameter) or args[0].layout != torch.strided:
             entry.obstacle = "it is called with other arguments than one plain tensor"
         elif entry.calls <= _KEPT_CALLS:
@@ -168,7 +181,11 @@ def _probe(base: type[nn.Module], seen: dict[nn.Module, Seen]) -> type[nn.Module
         return property(read)
 
     names: dict[str, Any] = {"forward": note_forward}
-    if not issubclass(base, nn.RNNBase):
+    if issubclass(base, nn.RNNCellBase):
+        names |= {name: note_reading(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    elif issubclass(base, (nn.Embedding, nn.EmbeddingBag)):
+        names["weight"] = note_reading("weight")
+    elif not issubclass(base, nn.RNNBase):
         names |= {"weight": note_reading("weight"), "bias": note_reading("bias")}
     probe = type(base.__name__, (base,), names)
     return probe

@@ -579,7 +579,7 @@ def test_quantize_dynamic_leaves_what_must_keep_its_weight():
 
 def recurrent():
     return nn.ModuleDict(
-        {"fc": nn.Linear(3, 3), "rnn": nn.RNN(3, 3), "cell": nn.GRUCell(3, 3), "conv": nn.Conv1d(1, 1, 1)}
+        {"fc": nn.Linear(3, 3), "rnn": nn.RNN(3, 3), "cell": nn.RNNCell(3, 3), "conv": nn.Conv1d(1, 1, 1)}
     )
 
 
@@ -587,9 +587,9 @@ def recurrent():
     ("spec", "options", "error", "message"),
     [
         ({nn.Linear, nn.RNN}, {}, NotImplementedError, "got 'rnn': RNN$"),
-        ({nn.RNN, nn.GRUCell}, {}, NotImplementedError, "got 'rnn': RNN; 'cell': GRUCell$"),
+        ({nn.RNN, nn.RNNCell}, {}, NotImplementedError, "got 'rnn': RNN; 'cell': RNNCell$"),
         ({"rnn": 1, nn.Linear: 1}, {}, NotImplementedError, "got 'rnn': RNN$"),
-        ({""}, {}, NotImplementedError, "'rnn': RNN; 'cell': GRUCell$"),
+        ({""}, {}, NotImplementedError, "'rnn': RNN; 'cell': RNNCell$"),
         ({nn.Conv1d, nn.Linear}, {}, NotImplementedError, "got 'conv': Conv1d$"),
         ({"fc", "fd", "fe"}, {}, ValueError, r"must name modules of the model, got \['f[de]', 'f[de]'\]"),
         ({Renamed}, {}, ValueError, "must match a layer that can be packed, got none"),

@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..activations import NORMS, activation_of
+from ..cells import PackedCell
 from ..chains import chained
 from ..convolutions import PackedConv1d, PackedConv2d
 from ..layers import PackedLayer, PackedLinear
+from ..linears import is_conv1d
 from ..recurrent import PackedRecurrentLayer
-from . import coding, recurrent
+from . import coding, embeddings, recurrent
 from .container import ArtifactError
 from .contents import Contents, packed_names
 from .places import Place, groups_of, own_tensors, places, smaller
@@ -87,7 +89,7 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
         if recurrence is not None:
             expected |= set(recurrent.full_names(path, recurrence).values())
             faults += recurrent.faults(path, module, recurrence, contents.tensors)
-        elif isinstance(module, PackedRecurrentLayer):
+        elif isinstance(module, PackedRecurrentLayer | PackedCell):
             faults.append(f"{path}, a packed recurrent layer in the model and another one in the file")
         elif path in packed or isinstance(module, PackedLayer):
             names = packed_names(path)
@@ -163,13 +165,18 @@ def _packed_faults(path: str, module: nn.Module, contents: Contents) -> list[str
         return []
     if layer is None or layer.packed is None:
         return [f"{path}, dense in the file and packed in the model"]
+    if layer.packed.embedding is not None:
+        return embeddings.faults(path, module, layer.packed.embedding, stored.shape)
     if layer.packed.convolution is not None:
         return _convolution_faults(path, module, layer.packed.convolution, layer.groups, stored.shape)
-    if not isinstance(module, (nn.Linear, PackedLinear)):
+    if is_conv1d(module):  # its weight is [in, out]
+        built = tuple(cast(Tensor, module.weight).shape[::-1])
+    elif isinstance(module, (nn.Linear, PackedLinear)):
+        built = (module.out_features, module.in_features)
+    else:
         return [f"{path}, a packed linear layer in the file and {type(module).__name__} in the model"]
     if own_tensors(module).keys() - {"weight", "bias"}:
         return [f"{path}, which has other tensors in the model than a packed layer has"]
-    built = (module.out_features, module.in_features)
     fits = all(0 < size <= largest or size == largest for size, largest in zip(stored.shape, built, strict=True))
     if not fits or layer.groups != 1:
         return [f"{path}, a packed layer of {stored.shape} in the file and one of {built} in the model"]

@@ -13,21 +13,34 @@ from torch import Tensor, nn
 
 from .. import grids, kernels, masks
 from ..activations import activation_of, fused_identity
+from ..cells import PackedCell
 from ..chains import chained
 from ..convolutions import PackedConv1d, PackedConv2d
+from ..embeddings import PackedEmbedding, PackedEmbeddingBag
 from ..formats import Int4, Int8
 from ..grids import GridRecord
 from ..layers import PackedLinear, decisions, set_decision
 from ..recurrent import PackedGRU, PackedLSTM
-from . import coding, recurrent
+from ..rows import PackedRows
+from . import coding, embeddings, recurrent
 from .container import ArtifactError, digest_fits, read_container
 from .contents import Contents, packed_names, read_contents
 from .durable import check_path, read_file
 from .fitting import Fit, fit
 from .places import Place
-from .schema import LayerRecord, PackedRecord
+from .schema import EmbeddingRecord, LayerRecord, PackedRecord
 
-PackedModule = PackedLinear | PackedConv1d | PackedConv2d | PackedLSTM | PackedGRU
+PackedModule = (
+    PackedLinear
+    | PackedConv1d
+    | PackedConv2d
+    | PackedLSTM
+    | PackedGRU
+    | PackedCell
+    | PackedEmbedding
+    | PackedEmbeddingBag
+)
+PackedNumbers = kernels.PackedWeight | kernels.PackedConv | PackedRows
 
 
 @dataclass
@@ -108,7 +121,7 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
         else:
             found = {part: parts[full] for part, full in stored.parts.items()}
             decoded.tensors[name], decoded.grids[name] = coding.decode(stored.record, found, name)
-    weights: dict[tuple[str | None, ...], kernels.PackedWeight | kernels.PackedConv] = {}
+    weights: dict[tuple[str | None, ...], PackedNumbers] = {}
     for path, layer in contents.metadata.layers.items():
         if layer.packed is not None and (record := layer.packed.recurrent) is not None:
             full = recurrent.full_names(path, record)
@@ -117,7 +130,8 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
         elif layer.packed is not None:
             names = {part: contents.owner(name) for part, name in packed_names(path).items()}
             present = tuple(name if name in decoded.tensors else None for name in names.values())
-            rules = (layer.packed.format, layer.packed.convolution, layer.groups, layer.input_scale)
+            kind = layer.packed.embedding is not None
+            rules = (layer.packed.format, layer.packed.convolution, layer.groups, layer.input_scale, kind)
             key = (*present, repr(rules))
             if key not in weights:
                 weights[key] = _pack(path, layer, {p: decoded.tensors.get(n) for p, n in names.items()})
@@ -129,7 +143,9 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
     return decoded
 
 
-def _module(path: str, weight: kernels.PackedWeight | kernels.PackedConv, record: PackedRecord) -> PackedModule:
+def _module(path: str, weight: PackedNumbers, record: PackedRecord) -> PackedModule:
+    if isinstance(weight, PackedRows):
+        return embeddings.module_of(weight, cast(EmbeddingRecord, record.embedding))
     if isinstance(weight, kernels.PackedWeight):
         return PackedLinear(weight, record.activation)
     if len(weight.stride) == 1:
@@ -141,10 +157,10 @@ def _module(path: str, weight: kernels.PackedWeight | kernels.PackedConv, record
         raise ArtifactError(f"packed layer {path!r:.99}: {error!s:.300}") from error
 
 
-def _pack(
-    path: str, layer: LayerRecord, tensors: dict[str, Tensor | None]
-) -> kernels.PackedWeight | kernels.PackedConv:
+def _pack(path: str, layer: LayerRecord, tensors: dict[str, Tensor | None]) -> PackedNumbers:
     weight = cast(Tensor, tensors["weight"])
+    if cast(PackedRecord, layer.packed).embedding is not None:
+        return embeddings.build(path, weight, cast(Tensor, tensors["scale"]))
     format = cast(PackedRecord, layer.packed).format
     if weight.dtype == torch.int8 and not isinstance(format, Int4) and bool((weight == -128).any()):
         raise ArtifactError(f"packed layer {path!r:.99} must have integers from -127 to 127, got -128")

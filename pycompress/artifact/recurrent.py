@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ..cells import PackedCell, PackedGRUCell, PackedLSTMCell
 from ..formats import Int8
 from ..kernels.reference import GATES
 from ..recurrent import PackedGRU, PackedLSTM, PackedRecurrentLayer, pack_part
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from .contents import Stored
 
 
-def record_of(path: str, layer: PackedRecurrentLayer) -> RecurrentRecord:
+def record_of(path: str, layer: PackedRecurrentLayer | PackedCell) -> RecurrentRecord:
     """Return what a file says of a packed recurrent layer beside its tensors.
 
     Raises
@@ -28,11 +29,15 @@ def record_of(path: str, layer: PackedRecurrentLayer) -> RecurrentRecord:
     Examples
     --------
     >>> from pycompress.recurrent import packed_of
-    >>> record_of("", packed_of(nn.GRU(2, 3, bias=False)))
-    RecurrentRecord(cell='gru', layers=1, bidirectional=False, batch_first=False, bias=False, projection=False)
+    >>> record = record_of("", packed_of(nn.GRU(2, 3, bias=False)))
+    >>> record.cell, record.layers, record.bias, record.step
+    ('gru', 1, False, False)
     """
-    numbers = (layer.num_layers, layer.bidirectional, layer.batch_first)
-    record = RecurrentRecord(layer.packed[0].cell, *numbers, layer.bias, layer.proj_size > 0)
+    if isinstance(layer, PackedCell):
+        record = RecurrentRecord(layer.packed.cell, 1, bias=layer.bias, step=True)
+    else:
+        numbers = (layer.num_layers, layer.bidirectional, layer.batch_first)
+        record = RecurrentRecord(layer.packed[0].cell, *numbers, layer.bias, layer.proj_size > 0)
     names = {name for _, part in parts(record) for name in part.values()}
     if found := sorted(layer.canonical_tensors().keys() ^ names):
         raise ArtifactError(f"packed layer {path!r:.99} must have the same tensors in all of its parts, got {found}")
@@ -52,7 +57,7 @@ def parts(record: RecurrentRecord) -> Iterator[tuple[int, dict[str, str]]]:
     names += ["weight_hr", "scale_hr"] if record.projection else []
     for layer in range(record.layers):
         for way in ("", "_reverse") if record.bidirectional else ("",):
-            yield layer, {name: f"{name}_l{layer}{way}" for name in names}
+            yield layer, {name: name if record.step else f"{name}_l{layer}{way}" for name in names}
 
 
 def full_names(path: str, record: RecurrentRecord) -> dict[str, str]:
@@ -71,8 +76,9 @@ def check(path: str, layer: LayerRecord, record: RecurrentRecord, tensors: dict[
     """Raise an ArtifactError unless the tensors of a packed recurrent layer are there and fit each other."""
     where = f"packed recurrent layer {path!r:.99}"
     assert layer.packed is not None
-    if not isinstance(layer.packed.format, Int8) or layer.packed.activation or layer.packed.convolution:
-        raise ArtifactError(f"{where} must be Int8, without an activation and a convolution")
+    others = layer.packed.activation or layer.packed.convolution or layer.packed.embedding
+    if not isinstance(layer.packed.format, Int8) or others:
+        raise ArtifactError(f"{where} must be Int8, without an activation and another kind")
     if layer.input_scale is not None or layer.groups != 1:
         raise ArtifactError(f"{where} must not have an input_scale or groups")
     prefix, gates = f"{path}." if path else "", GATES[record.cell]
@@ -112,6 +118,8 @@ def _sizes(where: str, found: dict[str, tuple[int, ...]], gates: int) -> tuple[i
 def faults(path: str, module: nn.Module, record: RecurrentRecord, tensors: dict[str, Stored]) -> list[str]:
     """Compare a packed recurrent layer with its place in a model."""
     lstm = record.cell == "lstm"
+    if record.step:
+        return _step_faults(path, module, record, tensors)
     if not isinstance(module, (nn.LSTM, PackedLSTM) if lstm else (nn.GRU, PackedGRU)):
         kind = type(module).__name__
         return [f"{path}, a packed {record.cell.upper()} in the file and {kind} in the model"]
@@ -125,7 +133,19 @@ def faults(path: str, module: nn.Module, record: RecurrentRecord, tensors: dict[
     return [] if found == built else [f"{path}, {names} {found} in the file and {built} in the model"]
 
 
-def build(path: str, record: RecurrentRecord, tensors: dict[str, Tensor]) -> PackedLSTM | PackedGRU:
+def _step_faults(path: str, module: nn.Module, record: RecurrentRecord, tensors: dict[str, Stored]) -> list[str]:
+    lstm = record.cell == "lstm"
+    if not isinstance(module, (nn.LSTMCell, PackedLSTMCell) if lstm else (nn.GRUCell, PackedGRUCell)):
+        kind = type(module).__name__
+        return [f"{path}, a packed {record.cell.upper()}Cell in the file and {kind} in the model"]
+    rows, inputs = tensors[f"{path}.weight_ih" if path else "weight_ih"].shape
+    found = (record.bias, inputs, rows // GATES[record.cell])
+    names = ("bias", "input_size", "hidden_size")
+    built = tuple(getattr(module, name) for name in names)
+    return [] if found == built else [f"{path}, {names} {found} in the file and {built} in the model"]
+
+
+def build(path: str, record: RecurrentRecord, tensors: dict[str, Tensor]) -> PackedLSTM | PackedGRU | PackedCell:
     """Pack the layer from its tensors, by their names in the layer.
 
     Raises
@@ -140,6 +160,8 @@ def build(path: str, record: RecurrentRecord, tensors: dict[str, Tensor]) -> Pac
             if any(bool((value == -128).any()) for part, value in own.items() if part.startswith("weight")):
                 raise ValueError("weights must be integers from -127 to 127, got -128")
             packed.append(pack_part(record.cell, own))
+        if record.step:
+            return (PackedLSTMCell if record.cell == "lstm" else PackedGRUCell)(packed[0])
         kind = PackedLSTM if record.cell == "lstm" else PackedGRU
         return kind(packed, record.bidirectional, record.batch_first)
     except (TypeError, ValueError) as error:

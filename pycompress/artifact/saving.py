@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from os import PathLike
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .. import grids, masks
 from ..activations import is_fused
+from ..cells import PackedCell
 from ..chains import ChainedSequential
 from ..convolutions import PackedConv1d, PackedConv2d
+from ..embeddings import PackedEmbedding, PackedEmbeddingBag
 from ..formats import Int4, Int8
 from ..kernels import PackedConv, PackedWeight
 from ..layers import PackedLayer, PackedLinear, decisions
 from ..recurrent import PackedRecurrentLayer
-from . import coding, recurrent
+from ..rows import PackedRows
+from . import coding, embeddings, recurrent
 from .container import ArtifactError, apart, write_container
 from .contents import packed_names
 from .durable import check_path, write_file
@@ -132,6 +137,7 @@ def _collect(model: nn.Module) -> tuple[dict[str, Tensor], Metadata]:
     stored: dict[str, Tensor] = {}
     metadata = Metadata()
     owners: dict[int, str] = {}
+    twins: dict[tuple[object, ...], str] = {}
     sharing: dict[int, dict[str, Place]] = {}
     for name, place in places(model):
         sharing.setdefault(id(place.tensor), {})[name] = place
@@ -148,14 +154,17 @@ def _collect(model: nn.Module) -> tuple[dict[str, Tensor], Metadata]:
     found = decisions(model)
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, PackedLinear | PackedConv1d | PackedConv2d):
-            _add_packed(stored, metadata, owners, path, module)
+            _add_packed(stored, metadata, owners, twins, path, module)
             weight = module.packed
             packed = PackedRecord(weight.format, module.activation)
             if isinstance(weight, PackedConv):
                 sides = (weight.stride, weight.padding, weight.dilation, weight.channels_last)
                 packed = replace(packed, convolution=ConvRecord(*sides, getattr(module, "output_scale", None)))
             input_scale = weight.input_scale
-        elif isinstance(module, PackedRecurrentLayer):
+        elif isinstance(module, PackedEmbedding | PackedEmbeddingBag):
+            _add_packed(stored, metadata, owners, twins, path, module)
+            packed, input_scale = PackedRecord(module.format, embedding=embeddings.record_of(module)), None
+        elif isinstance(module, PackedRecurrentLayer | PackedCell):
             packed, input_scale = _add_recurrent(stored, metadata, owners, path, module), None
         else:
             packed, input_scale = None, _input_scale(metadata, path, module)
@@ -183,7 +192,12 @@ def _add(
 
 
 def _add_packed(
-    stored: dict[str, Tensor], metadata: Metadata, owners: dict[int, str], path: str, layer: PackedLayer
+    stored: dict[str, Tensor],
+    metadata: Metadata,
+    owners: dict[int, str],
+    twins: dict[tuple[object, ...], str],
+    path: str,
+    layer: PackedLayer,
 ) -> None:
     packed = layer.packed
     names = packed_names(path)
@@ -195,16 +209,39 @@ def _add_packed(
         if array is None:
             continue
         if owner != path:
-            metadata.tied[names[part]] = packed_names(owner)[part]
+            first = packed_names(owner)[part]
+            metadata.tied[names[part]] = metadata.tied.get(first, first)
+            continue
+        tensor = torch.tensor(np.asarray(array))
+        if (twin := _twin(twins, packed, part, tensor, names[part])) is not None:
+            metadata.tied[names[part]] = metadata.tied.get(twin, twin)
         elif part == "weight" and isinstance(packed.format, Int4):
             offset = 0 if packed.format.zero_point else 8
-            _add(stored, metadata.tensors, names[part], *coding.encode_integers(torch.tensor(array), offset))
+            _add(stored, metadata.tensors, names[part], *coding.encode_integers(tensor, offset))
         else:
-            _add(stored, metadata.tensors, names[part], *coding.encode(torch.tensor(array)))
+            _add(stored, metadata.tensors, names[part], *coding.encode(tensor))
+
+
+def _twin(twins: dict[tuple[object, ...], str], packed: object, part: str, tensor: Tensor, name: str) -> str | None:
+    """Return the stored tensor with the same integers (or scales) of a linear layer, for an embedding, and vice versa.
+
+    Where both share a weight, as language models do, both are rounded alike, and one copy is enough.
+    """
+    if part not in ("weight", "scale") or not isinstance(packed, PackedRows | PackedWeight):
+        return None
+    if not isinstance(packed.format, Int8) or not tensor.numel():
+        return None
+    content = part, tuple(tensor.shape), hashlib.sha256(tensor.reshape(-1).numpy().data).digest()
+    twins.setdefault((type(packed), *content), name)
+    return twins.get((PackedWeight if isinstance(packed, PackedRows) else PackedRows, *content))
 
 
 def _add_recurrent(
-    stored: dict[str, Tensor], metadata: Metadata, owners: dict[int, str], path: str, layer: PackedRecurrentLayer
+    stored: dict[str, Tensor],
+    metadata: Metadata,
+    owners: dict[int, str],
+    path: str,
+    layer: PackedRecurrentLayer | PackedCell,
 ) -> PackedRecord:
     record = recurrent.record_of(path, layer)
     owner = owners.setdefault(id(layer.packed), path)

@@ -54,7 +54,7 @@ class ConvRecord:
 
 @dataclass(frozen=True)
 class RecurrentRecord:
-    """What a packed LSTM or GRU is beside its tensors."""
+    """What a packed LSTM or GRU is beside its tensors; with ``step`` it is an LSTMCell or GRUCell."""
 
     cell: Literal["lstm", "gru"]
     layers: int
@@ -62,6 +62,17 @@ class RecurrentRecord:
     batch_first: bool = False
     bias: bool = False
     projection: bool = False
+    step: bool = False
+
+
+@dataclass(frozen=True)
+class EmbeddingRecord:
+    """What a packed embedding is beside its tensors; with a ``mode`` it is an EmbeddingBag."""
+
+    mode: Literal["sum", "mean", "max"] | None = None
+    padding_idx: int | None = None
+    include_last_offset: bool = False
+    dtype: str = "F32"
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ class PackedRecord:
     activation: Activation | None = None
     convolution: ConvRecord | None = None
     recurrent: RecurrentRecord | None = None
+    embedding: EmbeddingRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -243,7 +255,8 @@ def _packed(value: object, where: str) -> PackedRecord:
     format = cast(Format, _format(record["format"], f"{where}.format", get_args(Format)))
     conv = _convolution(record["convolution"], f"{where}.convolution") if "convolution" in record else None
     recurrent = _recurrent(record["recurrent"], f"{where}.recurrent") if "recurrent" in record else None
-    return PackedRecord(format, activation, conv, recurrent)
+    embedding = _embedding(record["embedding"], f"{where}.embedding") if "embedding" in record else None
+    return PackedRecord(format, activation, conv, recurrent, embedding)
 
 
 def _recurrent(value: object, where: str) -> RecurrentRecord:
@@ -256,9 +269,29 @@ def _recurrent(value: object, where: str) -> RecurrentRecord:
     for name, flag in record.items():
         if not isinstance(flag, bool):
             raise ArtifactError(f"{where}.{name} must be true or false, got {flag!r:.99}")
+    if record.get("step") and (
+        layers != 1 or any(record.get(n) for n in ("bidirectional", "batch_first", "projection"))
+    ):
+        raise ArtifactError(f"{where} must be one layer in one direction, without a projection, with step")
     if cell == "gru" and record.get("projection"):
         raise ArtifactError(f"{where}.projection must be false for a GRU")
     return RecurrentRecord(cell, layers, **record)
+
+
+def _embedding(value: object, where: str) -> EmbeddingRecord:
+    record = _object(value, where, {f.name for f in fields(EmbeddingRecord)})
+    mode, padding, last = record.get("mode"), record.get("padding_idx"), record.get("include_last_offset", False)
+    if "mode" in record and mode not in ("sum", "mean", "max"):
+        raise ArtifactError(f"{where}.mode must be 'sum', 'mean' or 'max', got {mode!r:.99}")
+    if "padding_idx" in record and (type(padding) is not int or not 0 <= padding < 2**63):
+        raise ArtifactError(f"{where}.padding_idx must be an integer of 0 or more, got {padding!r:.99}")
+    if not isinstance(last, bool):
+        raise ArtifactError(f"{where}.include_last_offset must be true or false, got {last!r:.99}")
+    if last and mode is None:
+        raise ArtifactError(f"{where} must have a mode with include_last_offset")
+    if record.get("dtype", "F32") not in ("F32", "F16", "BF16"):
+        raise ArtifactError(f"{where}.dtype must be 'F32', 'F16' or 'BF16', got {record['dtype']!r:.99}")
+    return EmbeddingRecord(mode, padding, last, record.get("dtype", "F32"))
 
 
 def _convolution(value: object, where: str) -> ConvRecord:

@@ -145,9 +145,9 @@ def count_parameters(model: nn.Module) -> int:
     8
     """
     count = sum(parameter.numel() for parameter in model.parameters())
-    packed = {id(module.packed): module.packed for module in model.modules() if hasattr(module, "packed")}
+    packed: dict[int, Any] = {id(m.packed): m.packed for m in model.modules() if hasattr(m, "packed")}
     for weight in packed.values():
-        if isinstance(weight, kernels.PackedWeight):
+        if isinstance(getattr(weight, "shape", None), tuple):
             count += math.prod(weight.shape) + (0 if weight.bias is None else weight.shape[0])
     return count
 

@@ -1,0 +1,173 @@
+"""What can stand in the place of each kind of layer, and what the decision about it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import cells, convolutions, embeddings, linears, recurrent
+from .cells import CELLS, PackedCell
+from .convolutions import CONVOLUTIONS, PackedConv1d, PackedConv2d
+from .embeddings import EMBEDDINGS, PackedEmbedding, PackedEmbeddingBag
+from .formats import Format, Int8
+from .grids import GridRecord
+from .kernels.ops import Activation
+from .layers import LayerDecision, PackedLinear, set_decision
+from .linears import Shared, joined
+from .recording import Seen
+from .recurrent import PackedGRU, PackedLSTM
+
+RECURRENT = (nn.LSTM, nn.GRU, *CELLS)
+
+PackedModule = (
+    PackedLinear
+    | PackedConv1d
+    | PackedConv2d
+    | PackedLSTM
+    | PackedGRU
+    | PackedCell
+    | PackedEmbedding
+    | PackedEmbeddingBag
+)
+
+
+def obstacle(layer: nn.Module) -> str:
+    """Return why no packed layer can stand in for this one, or "" where one can.
+
+    Examples
+    --------
+    >>> obstacle(nn.LSTM(2, 1)), obstacle(nn.Embedding(2, 1).double())
+    ('', 'its weight is float64')
+    """
+    if isinstance(layer, nn.RNNBase):
+        return recurrent.obstacle(layer)
+    if isinstance(layer, CELLS):
+        return cells.obstacle(layer)
+    return embeddings.obstacle(layer) if isinstance(layer, EMBEDDINGS) else linears.obstacle(layer)
+
+
+def substitutes_for(
+    layer: nn.Module,
+    entry: Seen,
+    activation: Activation | None,
+    format: Format | None,
+    records: Mapping[int, GridRecord],
+    shared: Shared,
+) -> tuple[list[PackedModule], str]:
+    """Return the packed layers worth trying in the place of a layer, in eval mode, and a note.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        Without an :func:`obstacle`.
+    entry : Seen
+        What the layer saw.
+    activation : str or None
+        The activation behind it, which the packed layer has to compute.
+    format : Int8, Int4, Sparse or None
+    records : mapping
+        The recorded grid of each weight by the weight's id.
+    shared : dict
+        What was packed already; is added to.
+
+    Examples
+    --------
+    >>> [packed], note = substitutes_for(nn.GRU(2, 3), Seen(), None, Int8(), {}, {})
+    >>> type(packed).__name__, note
+    ('PackedGRU', '')
+    """
+    if isinstance(layer, EMBEDDINGS):
+        tables, note = embeddings.candidates(layer, format, records.get(id(layer.weight)), shared)
+        return [*tables], note
+    if isinstance(layer, RECURRENT):
+        if isinstance(format, Int8):
+            return [of_recurrent(layer)], ""
+        return [], "packed with Int8() alone" if format is None else f"{type(format).__name__} has no recurrent kernel"
+    if not isinstance(layer, CONVOLUTIONS):
+        weights, note = linears.candidates(layer, format, records, shared)
+        return [PackedLinear(weight, activation).eval() for weight in weights], note
+    form = convolutions.geometry(layer, entry.inputs)
+    if isinstance(form, str):
+        return [], form
+    packed, note = convolutions.candidates(layer, form, format, records.get(id(layer.weight)), shared)
+    cls = PackedConv1d if isinstance(layer, nn.Conv1d) else PackedConv2d
+    return [cls(weight, activation).eval() for weight in packed], note
+
+
+def of_recurrent(layer: nn.LSTM | nn.GRU | nn.LSTMCell | nn.GRUCell) -> PackedLSTM | PackedGRU | PackedCell:
+    """Return the packed int8 layer of a recurrent one.
+
+    Examples
+    --------
+    >>> type(of_recurrent(nn.GRUCell(2, 3))).__name__
+    'PackedGRUCell'
+    """
+    if isinstance(layer, (nn.LSTMCell, nn.GRUCell)):
+        return cells.packed_cell(layer)
+    return recurrent.packed_of(layer)
+
+
+def accept(module: PackedModule, decision: LayerDecision) -> None:
+    """Record on a packed layer why it is there.
+
+    Examples
+    --------
+    >>> packed = of_recurrent(nn.GRUCell(2, 3))
+    >>> accept(packed, LayerDecision("cell", "GRUCell", reason="faster"))
+    >>> packed.decision.format, packed.decision.reason
+    (Int8(), 'faster')
+    """
+    set_decision(module, replace(decision, format=module.format, kernel=module.kernel))
+
+
+def rows(layer: nn.Module, inputs: list[Any]) -> int:
+    """Count the rows of a linear or recurrent layer, images (or signals) of a convolution, indices of an embedding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> rows(nn.Linear(3, 1), [torch.zeros(2, 5, 3)]), rows(nn.Embedding(9, 1), [torch.zeros(2, 5)])
+    (10, 10)
+    """
+    first: list[Tensor] = [x[0] if type(x) is tuple else x for x in inputs]
+    if isinstance(layer, EMBEDDINGS):
+        return sum(x.numel() for x in first)
+    if isinstance(layer, nn.RNNBase):
+        first = [x.data if isinstance(x, PackedSequence) else x for x in first]
+    inner = 2 if isinstance(layer, nn.Conv1d) else 3 if isinstance(layer, nn.Conv2d) else 1
+    return sum(math.prod(x.shape[:-inner]) for x in first)
+
+
+def tell_ties(model: nn.Module, substitutes: Iterable[tuple[nn.Module, nn.Module]]) -> None:
+    """Say in the decisions of packed layers where the dense weight that they stand for is left in the model.
+
+    It is where another layer shares it that stays dense: then the model holds the weight twice, and so do files.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With the packed layers in it.
+    substitutes : pairs of a layer and its packed one
+
+    Examples
+    --------
+    >>> table = nn.Embedding(3, 2)
+    >>> packed = PackedLinear(linears.candidates(nn.Linear(2, 3), Int8(), {}, {})[0][0])
+    >>> packed.decision = LayerDecision("head", "Linear", reason="faster")
+    >>> head = nn.Linear(2, 3)
+    >>> head.weight = table.weight
+    >>> tell_ties(nn.ModuleDict({"table": table, "head": packed}), [(head, packed)])
+    >>> packed.decision.reason
+    'faster; table.weight, which it shared, stays dense beside it'
+    """
+    left = {id(parameter): name for name, parameter in model.named_parameters()}
+    for layer, packed in substitutes:
+        name, decision = left.get(id(layer._parameters.get("weight"))), getattr(packed, "decision", None)
+        if name is not None and decision is not None:
+            note = f"{name}, which it shared, stays dense beside it"
+            set_decision(packed, replace(decision, reason=joined(decision.reason, note)))
