@@ -13,6 +13,7 @@ import itertools
 import math
 import os
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pycompress.timing import ratio_interval
 
 OURS = "pycompress"
 PAUSE_SECONDS = 0.01  # OpenMP workers spin after their call and would slow the next library
+LONGEST_PAUSE = 0.2
 MIN_BLOCK_SECONDS = 1e-3
 LONG_SECONDS = 0.05  # a longer call needs no untimed one before it: it fills the caches by itself
 MIN_SAMPLES = 6  # the fewest that give an interval of 95 %
@@ -189,6 +191,23 @@ def _repeats(seconds: float) -> int:
     return min(10_000, math.ceil(MIN_BLOCK_SECONDS / max(seconds, 1e-7)))
 
 
+def _rest() -> None:
+    """Wait until the threads of the library before have gone to sleep: some spin for longer than the pause."""
+    own, start = str(threading.get_native_id()), time.perf_counter()
+    time.sleep(PAUSE_SECONDS)
+    while time.perf_counter() - start < LONGEST_PAUSE and any(
+        _is_running(path) for path in Path("/proc/self/task").glob("*/stat") if path.parent.name != own
+    ):
+        time.sleep(PAUSE_SECONDS / 5)
+
+
+def _is_running(stat: Path) -> bool:
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] == "R"
+    except OSError:  # the thread has ended
+        return False
+
+
 def rough_seconds(call: Callable[[], object]) -> float:
     """Seconds of a call, the best of three if short: enough to tell which peer is likely to be the one to beat."""
     seconds = _block(call, 1)
@@ -222,7 +241,7 @@ def interleaved(contestants: Mapping[str, Callable[[], object]], effort: Effort)
         for name, call, repeats in turns:
             if name.split()[0] != library:
                 library = name.split()[0]
-                time.sleep(PAUSE_SECONDS)
+                _rest()
             if name not in long:
                 call()
             probe.start()
