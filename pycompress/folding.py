@@ -10,11 +10,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from . import grids
 from .activations import NORMS, fused_identity
+from .flows import observed
 from .formats import Int8
 from .kernels.reference import ZERO_ROW
 from .linears import obstacle, replaced
@@ -80,10 +79,11 @@ def fold_(model: nn.Module, run: Callable[[], Any], wanted: Callable[[nn.Module]
     folds: dict[nn.Module, Fold] = {}
     if not layers or not norms:
         return folds
-    for layer, norm in _taken_alone(layers, norms, run).items():
-        if _kind(layer) is not type(norm) or norm.num_features != len(cast(Tensor, layer.weight)):
+    for layer, takers in observed(layers, norms, [run]).groups().items():
+        norm = cast(nn.BatchNorm1d, takers[0])
+        if len(takers) > 1 or _kind(layer) is not type(norm) or norm.num_features != len(cast(Tensor, layer.weight)):
             continue
-        new = _folded(layer, cast(nn.BatchNorm1d, norm))
+        new = _folded(layer, norm)
         if new is not None:
             folds[new] = Fold(names[layer], layer, names[norm], norm)
             replaced(model, {layer: new, norm: fused_identity()})
@@ -116,58 +116,6 @@ def _is_fixed(norm: nn.Module) -> bool:
     tensors = [t for t in (*norm._parameters.values(), *norm._buffers.values()) if t is not None]
     known = all(t.device.type == "cpu" and not nn.parameter.is_lazy(t) for t in tensors)
     return not norm.training and norm.running_mean is not None and not hooks and known
-
-
-def _taken_alone(
-    layers: list[nn.Module], takers: list[nn.Module], run: Callable[[], Any]
-) -> dict[nn.Module, nn.Module]:
-    """Return those layers all of whose outputs one taker gets, and nobody else, and that alone feed it."""
-    made: dict[int, tuple[nn.Module, Tensor]] = {}  # holding the tensors, so that no other one gets their ids
-    gave: Counter[nn.Module] = Counter()
-    took: Counter[tuple[nn.Module | None, nn.Module]] = Counter()
-    spoilt: set[nn.Module] = set()
-    inside: list[nn.Module] = []
-
-    def gives(layer: nn.Module, args: Any, output: Any) -> None:
-        gave[layer] += 1
-        made[id(output)] = layer, output
-
-    def enters(taker: nn.Module, args: tuple[Any, ...]) -> None:
-        found = made.get(id(args[0])) if args else None
-        took[None if found is None else found[0], taker] += 1
-        inside.append(taker)
-
-    def leaves(taker: nn.Module, args: Any, output: Any) -> None:
-        inside.pop()
-
-    def note(values: Any) -> None:
-        spoilt.update(made[id(value)][0] for value in tree_iter(values) if id(value) in made)
-
-    class Others(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        """Notes what other operations read."""
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if not inside:
-                note((args, kwargs))
-            return func(*args, **(kwargs or {}))
-
-    handles = [layer.register_forward_hook(gives) for layer in layers]
-    handles += [taker.register_forward_pre_hook(enters) for taker in takers]
-    handles += [taker.register_forward_hook(leaves) for taker in takers]
-    try:
-        with torch.no_grad(), Others():  # type: ignore[no-untyped-call]
-            note(run())
-    finally:
-        for handle in handles:
-            handle.remove()
-    calls: Counter[nn.Module] = Counter()
-    for (_, taker), count in took.items():
-        calls[taker] += count
-    return {
-        layer: taker
-        for (layer, taker), count in took.items()
-        if layer is not None and layer not in spoilt and count == gave[layer] == calls[taker]
-    }
 
 
 def _folded(layer: nn.Module, norm: nn.BatchNorm1d) -> nn.Module | None:

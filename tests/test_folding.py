@@ -95,12 +95,16 @@ class Ways(nn.Module):
     def __init__(self, mode):
         super().__init__()
         self.mode, self.a, self.b = mode, nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
-        self.norm, self.end = nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+        self.norm, self.end, self.other = nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(4)
 
     def forward(self, x):
         y = self.a(x)
         if self.mode == "other reader":
             return self.end(self.norm(y) + y)
+        if self.mode == "two norms":
+            return self.end(self.norm(y) + self.other(y))
+        if self.mode == "weight read":
+            return self.end(self.norm(y) + F.conv2d(x, self.a.weight))
         if self.mode == "two layers":
             return self.end(self.norm(y) + self.norm(self.b(x)))
         if self.mode == "returned":
@@ -110,7 +114,10 @@ class Ways(nn.Module):
         return self.end(self.norm(y))
 
 
-@pytest.mark.parametrize("mode", ["other reader", "two layers", "returned", "in between", "hook", "no statistics"])
+@pytest.mark.parametrize(
+    "mode",
+    ["other reader", "two norms", "weight read", "two layers", "returned", "in between", "hook", "no statistics"],
+)
 def test_left_alone(mode):
     model = trained(Ways(mode))
     if mode == "hook":
@@ -118,7 +125,11 @@ def test_left_alone(mode):
     if mode == "no statistics":
         model.norm.running_mean = model.norm.running_var = None
     packed = pc.pack(model, X, pc.Int8(), force=True)
-    assert type(packed.norm) is nn.BatchNorm2d
+    assert type(packed.norm) is type(packed.other) is nn.BatchNorm2d
+    with torch.no_grad():
+        outputs = [model(X), packed(X)]
+        y, packed_y = (output[0] if mode == "returned" else output for output in outputs)
+    assert (packed_y - y).norm() < 0.05 * y.norm()
     plain = trained(Ways("plain"))
     assert type(pc.pack(plain, X, pc.Int8(), force=True).norm) is nn.Identity
 
