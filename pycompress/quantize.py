@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import data as data_module
 from . import grids, kernels, masks
+from .calibration import calibrate, corrected
 from .data import Data
 from .formats import Affine, FixedPoint, Grid, Int8
 from .grids import GridRecord
+from .kernels.arrays import flag
 from .kernels.packed import int8_scale
 from .kernels.reference import ZERO_ROW
-from .scores.running import check_reached, undisturbed, watched_inputs
+from .observers import MinMax, Observer
 from .selection import LAYERS, Pattern, check_weights, count_bad, listed, owners, select
 
-_BATCH_SIZE = 256
+_LARGEST = MinMax()
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class LayerQuantization:
         Norm of the change of the weight, as a fraction of the weight's norm.
     input_scale : float or None
         Fixed scale of the layer's inputs, from calibration.
+    bias_change : float or None
+        Largest magnitude of what bias correction added; None where there was none, or no bias of the layer's own.
 
     Examples
     --------
@@ -47,6 +51,7 @@ class LayerQuantization:
     shape: tuple[int, ...]
     error: float
     input_scale: float | None
+    bias_change: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class QuantizeSummary:
     ----------
     format : Int8, Affine or FixedPoint
     layers : tuple of LayerQuantization
+    bias_correction : bool
+        Whether biases were corrected, where layers have one.
 
     Examples
     --------
@@ -68,14 +75,20 @@ class QuantizeSummary:
 
     format: Grid
     layers: tuple[LayerQuantization, ...]
+    bias_correction: bool = False
 
     def __str__(self) -> str:
         width = max(len(layer.name) for layer in self.layers)
         shape_width = max(len(str(layer.shape)) for layer in self.layers)
         return "\n".join(
             f"{layer.name:<{width}}  {layer.shape!s:<{shape_width}}  {self.format}  weight changed by {layer.error:.2%}"
+            + (self._bias(layer) if self.bias_correction else "")
             for layer in self.layers
         )
+
+    def _bias(self, layer: LayerQuantization) -> str:
+        none = layer.bias_change is None
+        return "  no bias of its own" if none else f"  bias moved by up to {layer.bias_change:.3g}"
 
 
 def quantize_(
@@ -84,6 +97,8 @@ def quantize_(
     calibration: Data | None = None,
     include: Sequence[Pattern] | None = None,
     exclude: Sequence[Pattern] | None = None,
+    observer: Observer = _LARGEST,
+    bias_correction: bool = False,
 ) -> QuantizeSummary:
     """Round the weights of Linear, Conv1d and Conv2d layers to a grid, in place, and record the grid on each layer.
 
@@ -101,23 +116,33 @@ def quantize_(
     model : Module
     format : Int8, Affine or FixedPoint
     calibration : Data, optional
-        For Int8: a pair ``(inputs, targets)``, a Dataset or batches. The model runs on it in eval mode, before anything
-        is rounded; each layer then gets a fixed input scale, the largest magnitude of its inputs / 127, instead of one
-        found per row at run time. A layer whose inputs were all zero gets none.
+        A pair ``(inputs, targets)``, a Dataset or batches. The model runs on it in eval mode, before anything is
+        rounded. With Int8 each layer then gets a fixed input scale, t / 127 with the observer's t, instead of one found
+        per row at run time. A layer for which t is zero, as where its inputs were, gets none. With the other formats it
+        serves bias correction alone.
     include, exclude : list of str or module types, optional
         Name patterns such as ``"encoder.*"``, or types, of the layers to quantize; all of them by default.
+    observer : MinMax, MovingAverage, Percentile, MSE or Entropy of ``pc.observers``
+        Which magnitude t of the inputs becomes 127; by default the largest.
+    bias_correction : bool
+        Add to each bias ``E[(W - Wq) x]``, the mean over the calibration data (and a convolution's positions) of what
+        rounding took from the layer's outputs, ``E[y] - E[yq]`` in Nagel et al. 2019 (arXiv:1906.04721, section 4.2).
+        x are the inputs in the float model, not those behind layers already rounded: once every layer's mean output is
+        corrected, each layer gets about the means of the float model, so that one pass serves all, in any order, also
+        layers that are shared or run several times. What rounding the inputs themselves moves is not corrected.
+        Layers without a bias, or that share one with a layer that is not quantized, are left out; the summary says so.
 
     Returns
     -------
     QuantizeSummary
-        Name, shape, relative change of the weight and input scale of each layer.
+        Name, shape, relative change of the weight, input scale and change of the bias of each layer.
 
     Raises
     ------
     TypeError, ValueError
         When an argument has another type, no layer matches, weights or calibration inputs hold NaN or infinity, the
-        calibration does not reach a layer, or the weights do not fit the grid (all such layers are named). The model is
-        unchanged then.
+        calibration does not reach a layer, the weights do not fit the grid (all such layers are named), or there is no
+        bias to correct. The model is unchanged then.
 
     Examples
     --------
@@ -128,8 +153,17 @@ def quantize_(
     """
     if not isinstance(format, (Int8, Affine, FixedPoint)):
         raise TypeError(f"format must be Int8(), Affine() or FixedPoint(), got {format!r}")
-    if calibration is not None and not isinstance(format, Int8):
+    if not isinstance(observer, Observer):
+        raise TypeError(
+            f"observer must be MinMax(), MovingAverage(), Percentile(), MSE() or Entropy(), got {observer!r}"
+        )
+    flag(bias_correction, "bias_correction")
+    if calibration is not None and not isinstance(format, Int8) and not bias_correction:
         raise ValueError(f"calibration must be None with {format}: only Int8 layers quantize their inputs")
+    if observer != _LARGEST and (calibration is None or not isinstance(format, Int8)):
+        raise ValueError(f"observer must come with calibration data and Int8, got {observer} with {format}")
+    if bias_correction and calibration is None:
+        raise ValueError("bias_correction must come with calibration data, got calibration=None")
     layers = select(model, include, exclude)
     weights = check_weights(layers)
     sharing = {
@@ -137,7 +171,22 @@ def quantize_(
         for name, weight in weights.items()
     }
     rounded = _round(layers, weights, format)
-    input_scales = {} if calibration is None else _calibrate(model, sharing, calibration)
+    wanted: dict[nn.Module, str] = {
+        module: name for name, modules in sharing.items() for module in modules if isinstance(module, LAYERS)
+    }
+    changes = _changes(model, wanted, weights, rounded) if bias_correction else {}
+    input_scales: dict[nn.Module, float] = {}
+    biases: dict[nn.Parameter, Tensor] = {}
+    if calibration is not None:
+        inside = {name: module for name, module in model.named_modules() if module in wanted}
+        limits, drifts = calibrate(model, inside, calibration, observer, changes)
+        biases = corrected(drifts, {cast(nn.Parameter, module.bias): wanted[module] for module in changes})
+        if isinstance(format, Int8):
+            input_scales = {
+                module: float(np.float32(limit) / np.float32(127))
+                for module, limit in limits.items()
+                if limit >= ZERO_ROW
+            }
     summary = []
     for name, weight in weights.items():
         record, value = rounded[name]
@@ -145,8 +194,40 @@ def quantize_(
         weight.data.copy_(value)
         for module in sharing[name]:
             grids.set_grid(module, dataclasses.replace(record, input_scale=input_scales.get(module)))
-        summary.append(LayerQuantization(name, tuple(weight.shape), change, input_scales.get(layers[name])))
-    return QuantizeSummary(format, tuple(summary))
+        own = {cast(nn.Parameter, module.bias) for module in sharing[name] if module in changes}
+        moved = max((_largest(biases[bias] - bias.detach()) for bias in own), default=None)
+        layer = layers[name]
+        summary.append(LayerQuantization(name, tuple(weight.shape), change, input_scales.get(layer), moved))
+    for bias, new in biases.items():
+        bias.data.copy_(new)
+    return QuantizeSummary(format, tuple(summary), bias_correction)
+
+
+def _changes(
+    model: nn.Module,
+    wanted: Mapping[nn.Module, str],
+    weights: Mapping[str, nn.Parameter],
+    rounded: Mapping[str, tuple[GridRecord, Tensor]],
+) -> dict[nn.Module, Tensor]:
+    """Return ``W - Wq`` of every layer with a bias that only layers which are quantized hold."""
+    shared: dict[str, Tensor] = {}
+    found = {}
+    for module, name in wanted.items():
+        bias = module._parameters.get("bias")
+        if bias is None or not all(owner in wanted and key == "bias" for owner, key in owners(model, bias)):
+            continue
+        if name not in shared:
+            weight, value = weights[name].detach(), rounded[name][1]
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            shared[name] = weight.to(wide) - value.to(wide)
+        found[module] = shared[name]
+    if not found:
+        raise ValueError(f"bias_correction needs a layer with a bias of its own, got none in {list(weights)}")
+    return found
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.abs().amax()) if x.numel() else 0.0
 
 
 def _norm(x: Tensor) -> float:
@@ -186,7 +267,7 @@ def _grid(weight: Tensor, format: Grid) -> GridRecord:
     if count_bad(weight):
         raise ValueError("values beyond float32")
     if isinstance(format, Int8):
-        rows = weight.reshape(weight.shape[0], -1).cpu().numpy()
+        rows = weight.flatten(1).cpu().numpy()
         scale = torch.from_numpy(int8_scale(rows))
         return GridRecord(format, scale, torch.zeros_like(scale))
     if isinstance(format, Affine):
@@ -197,27 +278,3 @@ def _grid(weight: Tensor, format: Grid) -> GridRecord:
     if largest > grids.FIXED_POINT_LIMITS[1]:
         raise ValueError(f"a weight of magnitude {largest / 2.0**format.bits:g}, whose integer needs more than 32 bits")
     return GridRecord(format, torch.tensor(2.0**-format.bits), torch.tensor(0.0))
-
-
-def _calibrate(model: nn.Module, sharing: dict[str, list[nn.Module]], calibration: Data) -> dict[nn.Module, float]:
-    """Return the input scale of every layer: the largest magnitude of its inputs / 127, in fp32."""
-    data_module.check(calibration, "calibration")
-    wanted = {module for modules in sharing.values() for module in modules if isinstance(module, LAYERS)}
-    layers = {name: module for name, module in model.named_modules() if module in wanted}
-    largest: dict[str, float] = {}
-
-    def see(name: str, module: nn.Module, x: Tensor) -> None:
-        found = float(x.detach().abs().amax()) if x.numel() else 0.0
-        before = largest.get(name, 0.0)
-        largest[name] = found if found > before or found != found else before
-
-    with undisturbed(model), torch.no_grad(), watched_inputs(layers, see):
-        for inputs, _ in data_module.batches(calibration, _BATCH_SIZE, name="calibration"):
-            data_module.forward(model, inputs, "calibration inputs")
-    check_reached(layers, largest, "calibration")
-    bad = {name: f"largest magnitude {value}" for name, value in largest.items() if not np.isfinite(np.float32(value))}
-    if bad:
-        raise ValueError(f"calibration must give finite inputs of every layer, got {listed(bad)}")
-    return {
-        layers[name]: float(np.float32(value) / np.float32(127)) for name, value in largest.items() if value >= ZERO_ROW
-    }
