@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import kernels as kernels
+    from . import observers as observers
     from . import scores as scores
     from .artifact import load as load
     from .artifact import save as save
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from .prune import Unstructured as Unstructured
     from .prune import prune_ as prune_
     from .quantize import quantize_ as quantize_
+    from .rescaling import equalize_ as equalize_
+    from .rescaling import smooth_ as smooth_
     from .structure import simplify as simplify
     from .training import cosine as cosine
     from .training import fit_ as fit_
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from .validation import membership_inference as membership_inference
     from .validation import validate as validate
 
-_MODULES = ("kernels", "scores")
+_MODULES = ("kernels", "observers", "scores")
 
 _HOME = {
     **dict.fromkeys(("load", "save"), "artifact"),
@@ -56,6 +59,7 @@ _HOME = {
     **dict.fromkeys(("Compressed", "compress"), "pipeline"),
     **dict.fromkeys(("Unstructured", "prune_"), "prune"),
     "quantize_": "quantize",
+    **dict.fromkeys(("equalize_", "smooth_"), "rescaling"),
     "simplify": "structure",
     **dict.fromkeys(("cosine", "fit_", "plateau", "reestimate_batch_norm_", "step_schedule"), "training"),
     **dict.fromkeys(

@@ -104,6 +104,22 @@ def mask_of(module: nn.Module, name: str = "weight") -> Tensor | None:
     return None if kept is None else kept.bool()
 
 
+def has_no_other_hooks(module: nn.Module) -> bool:
+    """Whether a module has no forward hooks beside those of its masks, and no forward of its own in the instance.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> attach_(layer, "weight", torch.tensor([[True, False]]))
+    >>> before = has_no_other_hooks(layer)
+    >>> handle = layer.register_forward_hook(lambda *_: None)
+    >>> before, has_no_other_hooks(layer)
+    (True, False)
+    """
+    own = all(isinstance(hook, _Guard) for hook in module._forward_pre_hooks.values())
+    return own and not module._forward_hooks and "forward" not in module.__dict__
+
+
 def masked(model: nn.Module) -> dict[str, Tensor]:
     """Return the masks of a model by the full names of their parameters, a tied parameter once.
 

@@ -38,6 +38,16 @@ def small() -> nn.Module:
         return nn.Sequential(nn.Linear(4, 3))
 
 
+def normed() -> nn.Module:
+    """A model with a normalization in front of a layer, and layers that follow each other, all pruned."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    pc.prune_(made, sparsity=0.25)
+    made[1].eval()
+    return made
+
+
 FOLDER = tempfile.TemporaryDirectory()
 
 
@@ -159,14 +169,37 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "quantize_": (
-        lambda: {"model": model(), "format": pc.Int8(), "calibration": DATA, "include": ["*"], "exclude": ["0"]},
+        lambda: {
+            "model": model(),
+            "format": pc.Int8(),
+            "calibration": DATA,
+            "include": ["*"],
+            "exclude": ["0"],
+            "observer": pc.observers.Percentile(99.9),
+            "bias_correction": True,
+        },
         {
             "model": Model(),
             "format": Choice((pc.Int8, pc.Sparse(), pc.Float32(), "Int8")),
             "calibration": Items(),
+            "observer": Choice((pc.observers.MinMax, pc.Int8(), "MinMax", max)),
+            "bias_correction": Flag(),
             **LAYER_CHOICE,
         },
     ),
+    "smooth_": (
+        lambda: {"model": normed(), "data": DATA, "alpha": 0.5, "include": ["*"], "exclude": ["0"]},
+        {"model": Model(), "data": Items(), "alpha": Number((-0.1, 1.1, *NAN)), **LAYER_CHOICE},
+    ),
+    "equalize_": (
+        lambda: {"model": normed(), "example_inputs": INPUTS, "include": ["*"], "exclude": ["0"]},
+        {"model": Model(), "example_inputs": Inputs(), **LAYER_CHOICE},
+    ),
+    "observers.MinMax": (dict, {}),
+    "observers.MSE": (dict, {}),
+    "observers.Entropy": (dict, {}),
+    "observers.MovingAverage": (lambda: {"momentum": 0.9}, {"momentum": FRACTION}),
+    "observers.Percentile": (lambda: {"percent": 99.9}, {"percent": Number((0, 0.0, -1, 100.5, *NAN))}),
     "simplify": (
         lambda: {
             "model": model(),
@@ -404,6 +437,8 @@ for name, names in {
 NONE_IS_LEGAL = {
     "prune_": ("sparsity", "threshold", "include", "exclude"),
     "quantize_": ("calibration", "include", "exclude"),
+    "smooth_": ("include", "exclude"),
+    "equalize_": ("include", "exclude"),
     "simplify": ("include", "exclude"),
     "pack": ("format",),
     "quantize_dynamic": ("qconfig_spec",),

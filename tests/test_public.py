@@ -21,8 +21,9 @@ from wrong_values import INPUTS, model, refusal, shown, state, wrong_values
 
 import pycompress as pc
 
-PUBLIC = [name for name in pc.__all__ if name not in ("__version__", "kernels", "scores")]
+PUBLIC = [name for name in pc.__all__ if name not in ("__version__", "kernels", "observers", "scores")]
 PUBLIC += [f"scores.{name}" for name in pc.scores.__all__]
+PUBLIC += [f"observers.{name}" for name in pc.observers.__all__]
 CASES = [name for name in PUBLIC if CALLS.get(name, (None,))[0]]
 
 
@@ -113,7 +114,13 @@ def test_wrong_arguments_are_refused_under_python_optimized():
         ("prune_", {"sparsity": None}, "exactly one of sparsity and threshold must be given"),
         ("prune_", {"include": [], "exclude": None}, "include and exclude must leave a layer"),
         ("prune_", {"include": ["4"], "exclude": [nn.Linear]}, "include and exclude must leave a layer"),
-        ("quantize_", {"format": pc.Affine()}, "calibration must be None with Affine"),
+        ("quantize_", {"format": pc.Affine()}, "observer must come with calibration data and Int8"),
+        ("quantize_", {"calibration": None}, "observer must come with calibration data and Int8"),
+        ("quantize_", {"calibration": None, "observer": pc.observers.MinMax()}, "bias_correction must come with"),
+        ("quantize_", {"format": pc.Affine(), "bias_correction": False}, "calibration must be None with Affine"),
+        ("smooth_", {"exclude": ["2"]}, "model must have a LayerNorm or RMSNorm"),
+        ("smooth_", {"model": model()}, "model must have a LayerNorm or RMSNorm"),
+        ("equalize_", {"model": model()}, "model must have two Linear or two convolution layers"),
         ("fit_", {"validation_fraction": 0.0}, "patience must come with a validation_fraction"),
         ("fit_", {"schedule": pc.cosine(warmup=1)}, "warmup must be less than the 1 epochs"),
         ("fit_", {"model": model().requires_grad_(False)}, "model must have parameters that require grad"),
@@ -139,7 +146,9 @@ def test_refused_combinations(name, change, message):
     assert [state(made) for made in models] == before
 
 
-@pytest.mark.parametrize("verb", ["prune_", "quantize_", "pack", "compress", "fit_", "simplify"])
+@pytest.mark.parametrize(
+    "verb", ["prune_", "quantize_", "smooth_", "equalize_", "pack", "compress", "fit_", "simplify"]
+)
 def test_all_offending_layers_are_named(verb):
     made = model()
     for layer in (0, 4):

@@ -1,0 +1,394 @@
+"""SmoothQuant and cross-layer equalization: the formulas, where they apply and where not, and what int8 gains."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import pycompress as pc
+from pycompress import masks
+from pycompress.flows import observed
+
+
+class Block(nn.Module):
+    """A transformer's block with its norms in front, attention written by hand; `mode` says what else there is."""
+
+    def __init__(self, mode="plain", width=16):
+        super().__init__()
+        self.mode = mode
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width, bias=mode != "no bias")
+        if mode == "rms":
+            self.norm1 = nn.RMSNorm(width)
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        if mode == "tied":
+            self.other = nn.Embedding(4 * width, width)
+            self.other.weight = self.up.weight
+        if mode == "hook":
+            self.up.register_forward_pre_hook(lambda module, args: None)
+
+    def forward(self, x):
+        y = self.norm1(x)
+        a = F.scaled_dot_product_attention(self.q(y), self.k(input=y), self.v(y))
+        x = x + self.out(a)
+        y = self.norm2(x)
+        if self.mode == "residual":
+            x = y
+        h = self.up(y)
+        if self.mode == "weight read":
+            h = h + F.linear(x, self.up.weight)
+        if self.mode == "two sources":
+            h = h + self.up(x)
+        x = x + self.down(F.gelu(h))
+        return (x, y) if self.mode == "returned" else x
+
+
+def outlying(mode="plain"):
+    """A block two of whose channels are far larger than the others behind each norm, as in language models."""
+    torch.manual_seed(0)
+    model = Block(mode)
+    for norm in (model.norm1, model.norm2):
+        norm.weight.data.uniform_(0.5, 1.5)
+        norm.weight.data[[3, 11]] *= 60
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.data.normal_()
+        for layer in (model.q, model.k, model.v, model.up):
+            layer.weight.data[:, [3, 11]] /= 8  # once for each norm
+    return model
+
+
+X = torch.randn(9, 7, 16, generator=torch.Generator().manual_seed(0))
+DATA = [(X[:4], X[:4]), (X[4:], X[4:])]
+
+
+def state(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(model, before):
+    return all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("mode", ["plain", "rms", "no bias"])
+def test_smoothing_follows_the_formula_and_keeps_the_outputs(mode, alpha):
+    model = outlying(mode).train()
+    seen = {}
+    original = copy.deepcopy(model).eval()
+    for name in ("norm1", "norm2"):
+        original.get_submodule(name).register_forward_hook(lambda m, a, y, name=name: seen.update({name: y.detach()}))
+    expected = original(X).detach()
+    summary = pc.smooth_(model, DATA, alpha)
+    groups = {"norm1": ("q", "k", "v"), "norm2": ("up",)}
+    assert [(place.source, place.layers) for place in summary.places] == list(groups.items())
+    assert str(summary).splitlines()[0].startswith("norm1 -> q, k, v  factors from ")
+    for place in summary.places:
+        x = np.abs(seen[place.source].double().numpy()).reshape(-1, 16).max(0)
+        old = [original.get_submodule(name).weight.detach().double().numpy() for name in place.layers]
+        w = np.abs(np.concatenate(old)).max(0)
+        s = x**alpha / w ** (1 - alpha)
+        np.testing.assert_allclose(place.factors.numpy(), s, rtol=1e-5)
+        s = place.factors.numpy()
+        for name, weight in zip(place.layers, old, strict=True):
+            np.testing.assert_array_equal(model.get_submodule(name).weight.detach(), (weight * s).astype(np.float32))
+        for name, parameter in original.get_submodule(place.source).named_parameters():
+            new = model.get_submodule(place.source).get_parameter(name).detach().numpy()
+            np.testing.assert_array_equal(new, (parameter.detach().double().numpy() / s).astype(np.float32))
+    assert torch.equal(model.out.weight, original.out.weight) and torch.equal(model.down.weight, original.down.weight)
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    torch.testing.assert_close(model.eval()(X), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_smoothing_lowers_the_int8_error_where_channels_are_outliers():
+    original = outlying().eval()
+    with torch.no_grad():
+        expected = original(X)
+        errors = {}
+        for smoothed in (False, True):
+            model = copy.deepcopy(original)
+            if smoothed:
+                pc.smooth_(model, DATA)
+            pc.quantize_(model, pc.Int8(), DATA)
+            packed = pc.pack(model, X, force=True)
+            errors[smoothed] = float((packed(X) - expected).norm() / expected.norm())
+    assert errors[True] < 0.5 * errors[False], errors
+
+
+@pytest.mark.parametrize("mode", ["residual", "weight read", "two sources", "returned", "tied", "hook"])
+def test_norms_that_others_read_are_left_alone(mode):
+    model = outlying(mode)
+    before = state(model)
+    summary = pc.smooth_(model, DATA)
+    assert [place.source for place in summary.places] == ["norm1"]
+    assert torch.equal(model.norm2.weight, before["norm2.weight"]) and torch.equal(model.up.weight, before["up.weight"])
+
+
+def test_torch_s_own_encoder_layer():
+    """Its first norm feeds nn.MultiheadAttention, which is no Linear; the second one a Linear."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(16, 2, 32, norm_first=True, batch_first=True)
+    expected = model.eval()(X).detach()
+    summary = pc.smooth_(model, DATA)
+    assert [(place.source, place.layers) for place in summary.places] == [("norm2", ("linear1",))]
+    torch.testing.assert_close(model(X), expected, rtol=1e-4, atol=1e-5)  # on its fast path, as before
+    behind = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)  # norms behind: their outputs are summed too
+    with pytest.raises(ValueError, match=r"model must have a LayerNorm .* got none of \['norm1', 'norm2'\]"):
+        pc.smooth_(behind, DATA)
+
+
+def test_channels_without_a_maximum_and_pruned_weights_stay():
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3))
+    model[0].weight.data[1] = 0
+    model[1].weight.data[:, 2] = 0
+    pc.prune_(model, sparsity=0.5)
+    kept = masks.mask_of(model[1])
+    place = pc.smooth_(model, (X[..., :4], X), 0.5).places[0]
+    assert place.factors[1] == place.factors[2] == 1
+    assert torch.equal(masks.mask_of(model[1]), kept) and bool((model[1].weight[~kept] == 0).all())
+
+
+def test_included_layers_only():
+    model = outlying()
+    assert [place.source for place in pc.smooth_(model, DATA, exclude=["k"]).places] == ["norm2"]
+    assert [place.source for place in pc.smooth_(model, DATA, include=["q", "k", "v"]).places] == ["norm1"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_changes_nothing(bad):
+    for place in ("data", "norm", "layer"):
+        model, x = outlying(), X.clone()
+        if place == "data":
+            x[7, 3, 2] = bad
+        if place == "norm":
+            model.norm2.bias.data[2] = bad
+        if place == "layer":
+            model.up.weight.data[2, 2] = bad
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(
+            ValueError, match={"data": "data must give finite", "norm": "'norm2': 1 NaN", "layer": "'up'"}[place]
+        ):
+            pc.smooth_(model, [(X, X), (x, x)])
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_values_that_no_float_holds_are_refused():
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3)).half()
+    model[0].weight.data[0] = 500
+    model[1].weight.data[:] = 200
+    before = state(model)
+    with pytest.raises(ValueError, match=r"stay finite when they are rescaled, got \['1'\]"):
+        pc.smooth_(model, (X[..., :4].half(), X), 1.0)
+    assert same(model, before)
+
+
+# Equalization
+
+
+class Plain(nn.Module):
+    """Linear and convolution layers with homogeneous functions between them, as modules and as functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8, bias=False)
+        self.c, self.d = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 6, 3, groups=3, padding=1, padding_mode="reflect")
+        self.e, self.f, self.g = nn.Linear(6, 10), nn.Linear(10, 7), nn.Linear(7, 4)
+        self.between = nn.Sequential(nn.Dropout(), nn.Identity(), nn.LeakyReLU(0.1, inplace=True))
+
+    def forward(self, x):
+        x = self.c(F.relu6(self.b(torch.relu_(self.a(x)))))  # not over b -> c: ReLU6
+        x = self.d(self.between(x)).amax((2, 3))
+        return self.g(self.f(self.e(x)).relu())
+
+
+def uneven(model, seed=0):
+    """Channels of very different ranges."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            factor = torch.exp(2 * torch.randn(len(layer.weight), generator=generator))
+            layer.weight.data *= factor.reshape(-1, *(1,) * (layer.weight.ndim - 1))
+            if layer.bias is not None:
+                layer.bias.data.normal_(generator=generator)
+    return model
+
+
+IMAGES = torch.randn(5, 3, 9, 8, generator=torch.Generator().manual_seed(0))
+
+
+def by_channel(layer, side):
+    """Largest magnitude of the weights of each output, or of each input, of a layer."""
+    w = np.abs(layer.weight.detach().double().numpy())
+    w = w.reshape(*w.shape[:2], -1).max(2)
+    if side == "out":
+        return w.max(1)
+    groups = getattr(layer, "groups", 1)
+    return np.concatenate([part.max(0) for part in np.split(w, groups)])
+
+
+def test_one_pair_is_the_formula():
+    for kind, x in ((nn.Linear, torch.randn(6, 5)), (lambda i, o: nn.Conv1d(i, o, 2), torch.randn(6, 5, 7))):
+        torch.manual_seed(0)
+        model = uneven(nn.Sequential(kind(5, 9), nn.ReLU(), kind(9, 4)))
+        model[0].weight.data[3] = 0
+        model[2].weight.data[:, 5] = 0
+        old = copy.deepcopy(model)
+        place = pc.equalize_(model, x).places[0]
+        r1, r2 = by_channel(old[0], "out"), by_channel(old[2], "in")
+        with np.errstate(invalid="ignore", divide="ignore"):
+            s = np.where((r1 > 0) & (r2 > 0), np.sqrt(r1 * r2) / r2, 1)
+        np.testing.assert_allclose(place.factors.numpy(), s, rtol=1e-12)
+        shape = (-1, *(1,) * (model[0].weight.ndim - 1))
+        np.testing.assert_allclose(
+            model[0].weight.detach(), old[0].weight.detach().numpy() / s.reshape(shape), rtol=1e-6
+        )
+        np.testing.assert_allclose(model[0].bias.detach(), old[0].bias.detach().numpy() / s, rtol=1e-6)
+        columns = s.reshape(1, -1, *shape[2:])
+        np.testing.assert_allclose(model[2].weight.detach(), old[2].weight.detach().numpy() * columns, rtol=1e-6)
+        assert torch.equal(model[2].bias, old[2].bias)
+        np.testing.assert_allclose(by_channel(model[0], "out")[:3], by_channel(model[2], "in")[:3], rtol=1e-6)
+        torch.testing.assert_close(model(x), old(x), rtol=1e-4, atol=1e-4)
+
+
+def test_chains_and_triples_converge_and_keep_the_outputs():
+    torch.manual_seed(0)
+    model = uneven(Plain()).train()
+    old = copy.deepcopy(model).eval()
+    summary = pc.equalize_(model, IMAGES)
+    pairs = [(place.source, *place.layers) for place in summary.places]
+    assert pairs == [("a", "b"), ("c", "d"), ("e", "f"), ("f", "g")]
+    for first, second in pairs:
+        r1, r2 = by_channel(model.get_submodule(first), "out"), by_channel(model.get_submodule(second), "in")
+        np.testing.assert_allclose(r1, r2, rtol=5e-3)
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    expected = old(IMAGES).detach()
+    torch.testing.assert_close(model.eval()(IMAGES), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    again = pc.equalize_(model, IMAGES)
+    assert all(bool(((place.factors - 1).abs() < 0.01).all()) for place in again.places)
+
+
+def test_equalization_lowers_the_error_of_one_scale_for_all():
+    torch.manual_seed(0)
+    original = uneven(nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)))
+    x = torch.randn(200, 16)
+    errors = {}
+    for format in (pc.Affine(bits=8, per_channel=False), pc.Int8()):
+        for equalized in (False, True):
+            model = copy.deepcopy(original)
+            if equalized:
+                pc.equalize_(model, x[:1])
+            pc.quantize_(model, format, (x, x) if isinstance(format, pc.Int8) else None)
+            runs = pc.pack(model, x, force=True) if isinstance(format, pc.Int8) else model
+            with torch.no_grad():
+                errors[format, equalized] = float((runs(x) - original(x)).norm() / original(x).norm())
+    for format in (pc.Affine(bits=8, per_channel=False), pc.Int8()):
+        assert errors[format, True] < 0.6 * errors[format, False], errors
+
+
+class Ways(nn.Module):
+    def __init__(self, mode):
+        super().__init__()
+        self.mode, self.a, self.b = mode, nn.Linear(4, 4), nn.Linear(4, 4)
+        if mode == "tied":
+            self.c = nn.Linear(4, 4)
+            self.c.bias = self.a.bias
+        if mode == "norm":
+            self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        y = self.a(x)
+        if self.mode == "gelu":
+            return self.b(F.gelu(y))
+        if self.mode == "norm":
+            return self.b(self.norm(y))
+        if self.mode == "sum":
+            return self.b(y.relu()) + y
+        if self.mode == "view":
+            return self.b(y.relu()) + y.view(-1, 4)
+        if self.mode == "returned":
+            return self.b(y.relu()), y
+        if self.mode == "in an object":
+            return self.b(y), Holder(y)
+        if self.mode == "another input":
+            return self.b(y.relu()) + self.b(x)
+        if self.mode == "bias read":
+            return self.b(y.relu()) + self.a.bias
+        if self.mode == "mixed":
+            return self.b(y.mT)
+        return self.c(self.b(y)) if self.mode == "tied" else self.b(y.relu())
+
+
+class Holder:
+    def __init__(self, hidden):
+        self.hidden = hidden
+
+
+@pytest.mark.parametrize(
+    "mode", ["gelu", "norm", "sum", "view", "returned", "in an object", "another input", "bias read", "mixed"]
+)
+def test_no_pair(mode):
+    model = Ways(mode)
+    before = state(model)
+    with pytest.raises(
+        ValueError, match=r"model must have two Linear or two convolution .* got none among \['a', 'b'\]"
+    ):
+        pc.equalize_(model, torch.randn(4, 4))
+    assert same(model, before)
+    assert [p.source for p in pc.equalize_(Ways("plain"), torch.randn(4, 4)).places] == ["a"]
+
+
+def test_a_tied_bias_keeps_its_layer_out():
+    model = Ways("tied")
+    with pytest.raises(ValueError, match="model must have two Linear"):
+        pc.equalize_(model, torch.randn(4, 4))  # a and c share a bias: neither may change, and b has no partner left
+
+
+def test_convolution_and_linear_are_no_pair():
+    model = nn.Sequential(nn.Conv1d(2, 6, 1), nn.Linear(6, 3))  # the linear layer works on positions, not on channels
+    with pytest.raises(ValueError, match="model must have two Linear"):
+        pc.equalize_(model, torch.randn(1, 2, 6))
+
+
+@pytest.mark.parametrize("inputs", [None, "x", torch.randn(3, 5), torch.randn(3, 4, device="meta")])
+def test_wrong_inputs(inputs):
+    model = Ways("plain")
+    before = state(model)
+    with pytest.raises((TypeError, ValueError), match="example_inputs"):
+        pc.equalize_(model, inputs)
+    assert same(model, before) and not model.a._forward_hooks and not model.b._forward_pre_hooks
+
+
+def test_a_layer_that_runs_twice():
+    """Both calls hand their outputs to one layer: the factors are the same for both."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.b(self.a(x).relu()) + self.b(F.leaky_relu(self.a(2 * x), 0.2))
+
+    model, x = uneven(Twice()), torch.randn(3, 4)
+    expected = model(x).detach()
+    assert len(pc.equalize_(model, x).places) == 1
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_stays_behind_when_a_run_fails():
+    layer = nn.Linear(2, 2)
+
+    def fails():
+        layer(torch.ones(1, 2))
+        raise KeyError("run")
+
+    with pytest.raises(KeyError):
+        observed([layer], [layer], [fails])
+    assert not layer._forward_hooks and not layer._forward_pre_hooks
+    assert layer(torch.ones(1, 2)).requires_grad
