@@ -79,7 +79,7 @@ def test_a_copy_is_compressed(model):
     assert not {id(p) for p in model.parameters()} & {id(p) for p in result.model.parameters()}
     assert not any(module.training for module in result.model.modules())
     assert not any(parameter.requires_grad for parameter in result.model.parameters())
-    assert [type(layer) for layer in result.model] == [PackedLinear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, PackedLinear]
+    assert [type(layer) for layer in result.model] == [PackedLinear, nn.Identity, nn.Identity, nn.Dropout, PackedLinear]
 
 
 def test_the_summary_says_what_was_done(model, tmp_path):
@@ -112,18 +112,23 @@ def test_sparsity_is_exact_after_the_last_round(model, monkeypatch, sparsity, ro
 
 
 def test_the_integers_of_quantize_are_those_that_are_packed(model, monkeypatch):
-    found, quantize_ = [], pipeline.quantize_
+    found, found_norm, quantize_ = [], [], pipeline.quantize_
 
     def record(twin, *arguments, **named):
         summary = quantize_(twin, *arguments, **named)
         found[:] = [(grids.grid_of(layer), grids.integers(layer.weight, grids.grid_of(layer))) for layer in twin[::4]]
+        found_norm[:] = [twin[1].weight.detach().double() * torch.rsqrt(twin[1].running_var.double() + twin[1].eps)]
         return summary
 
     monkeypatch.setattr(pipeline, "quantize_", record)
     result = pc.compress(model, TRAIN, None, **RECIPE)
     for layer, (grid, integers) in zip(result.model[::4], found, strict=True):
-        assert (layer.packed.canonical_weight() == integers.numpy()).all()
-        assert (layer.packed.scale == grid.scale.numpy()).all()
+        signs, scale = torch.ones(len(integers)), grid.scale
+        if layer is result.model[0]:  # the normalization behind it is in its scales
+            norm = found_norm[0]
+            signs, scale = torch.sign(norm), (scale.double() * norm.abs()).float()
+        assert (layer.packed.canonical_weight() == (integers * signs.to(torch.int8)[:, None]).numpy()).all()
+        assert (layer.packed.scale == scale.numpy()).all()
 
 
 class Counting(Dataset):
