@@ -57,6 +57,12 @@ struct int8_patches {
   std::size_t top, left;                          // padding
   std::size_t out_height, out_width;
 
+  bool is_inside(std::size_t i, std::size_t j) const {  // the window lies in the image and has no holes in its lines
+    const std::size_t y = i * stride[0], x = j * stride[1];
+    return dilation[1] == 1 && y >= top && x >= left && y - top + (kernel[0] - 1) * dilation[0] < height &&
+           x - left + kernel[1] <= width;
+  }
+
   bool is_pointwise() const {  // and row r is pixel r
     return kernel[0] * kernel[1] * stride[0] * stride[1] == 1 && out_height == height && out_width == width;
   }
