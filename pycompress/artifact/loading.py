@@ -56,10 +56,10 @@ def load(path: str | PathLike[str], into: nn.Module | Callable[[], nn.Module]) -
     """Fill a model from an artifact that :func:`save` wrote.
 
     The model gets the numbers, dtypes and ties of the file, bit for bit, on the devices that it has. Layers are made
-    smaller where the file holds fewer channels (Linear, Conv, BatchNorm, PReLU), and replaced by packed ones where it
-    holds these, with the decisions about them; the weights are packed for the CPU at hand, and nothing is measured.
-    Grids of quantized layers are recorded again. Masks that the model had are dropped. A model with packed layers is
-    for inference: it is in eval mode then and its parameters require no grad.
+    smaller where the file holds fewer channels (Linear, Conv, BatchNorm, GroupNorm, PReLU), and replaced by packed ones
+    where it holds these, with the decisions about them; the weights are packed for the CPU at hand, and nothing is
+    measured. Grids of quantized layers are recorded again. Masks that the model had are dropped. A model with packed
+    layers is for inference: it is in eval mode then and its parameters require no grad.
 
     Parameters
     ----------

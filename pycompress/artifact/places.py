@@ -49,7 +49,8 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
 def smaller(module: nn.Module, shapes: Shapes, groups: int = 1) -> dict[str, int] | None:
     """Return the attributes of a module that has lost channels, found from the shapes of its tensors.
 
-    Linear, convolutions (not transposed), batch normalizations and PReLU are known. A size can only become smaller.
+    Linear, convolutions (not transposed), batch and group normalizations (which lose whole groups) and PReLU are known.
+    A size can only become smaller.
 
     Parameters
     ----------
@@ -71,6 +72,8 @@ def smaller(module: nn.Module, shapes: Shapes, groups: int = 1) -> dict[str, int
     {'out_features': 3, 'in_features': 6}
     >>> smaller(nn.Linear(8, 4), {"weight": (5, 8), "bias": (5,)}) is None
     True
+    >>> smaller(nn.GroupNorm(4, 8), {"weight": (6,), "bias": (6,)})
+    {'num_channels': 6, 'num_groups': 3}
     """
     if all(tuple(tensor.shape) == shapes[name] for name, tensor in own_tensors(module).items()):
         return {} if groups == groups_of(module) else None
@@ -107,6 +110,12 @@ def _explained(module: nn.Module, shapes: Shapes, groups: int) -> dict[str, int]
         expected = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), first)
         expected["num_batches_tracked"] = ()
         sizes = {"num_features": first[0]}
+    elif isinstance(module, nn.GroupNorm) and len(first) == 1:
+        channels = module.num_channels // module.num_groups  # groups go as a whole
+        if first[0] % channels:
+            return None
+        expected = dict.fromkeys(("weight", "bias"), first)
+        sizes = {"num_channels": first[0], "num_groups": first[0] // channels}
     elif isinstance(module, nn.PReLU) and len(first) == 1:
         expected, sizes = {"weight": first}, {"num_parameters": first[0]}
     else:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from .. import grids, masks, scores
+from .. import scores
 from ..data import Tree, forward
-from ..selection import LAYERS, Pattern, select
-from .chain import follow, layers_before_last, trace
+from ..selection import Pattern, select
+from .call import Labels
+from .cutting import cut_
+from .following import follow
+from .groups import Family, families, mark_modules
+from .labels import Coupling
+from .tracing import Trace, layers_before_last, run, trace
 
 
 def simplify(
@@ -28,14 +32,25 @@ def simplify(
     """Return a smaller dense copy of a model, without its least important neurons and channels.
 
     Of a layer (Linear, Conv1d, Conv2d) with n outputs, the ``min(round(fraction * n), n - 1)`` outputs of lowest score
-    are removed, the first ones among equals: their rows of the weight and the bias, their entries in the batch
-    normalizations and PReLUs that follow, and the next layer's weights for them. A removed output counts as 0 where it
-    enters that next layer: the result computes what the model computes with those inputs of the next layer set to 0.
-    So also the constant is gone that a bias, a batch normalization or an activation with f(0) != 0 gave the next layer.
+    are removed, the first ones among equals: their rows of the weight and the bias, their entries in the normalizations
+    and PReLUs that follow, and the weights for them in all layers that they enter. A removed output counts as 0 where
+    it enters a layer: the result computes what the model computes with those inputs of its layers set to 0. So also the
+    constant is gone that a bias, a batch normalization or an activation with f(0) != 0 gave these layers.
 
-    Between a layer and the next one there may be element-wise activations, dropout, BatchNorm1d/2d, PReLU, max, average
-    and adaptive pooling, and flattening (``nn.Flatten``, ``flatten(1)``, ``view(x.size(0), -1)``), as modules or
-    functions, in any nesting that ``torch.fx`` can trace. The last layer keeps its outputs.
+    Outputs are followed through the graph of the model (``torch.fx``), whatever its nesting: element-wise operations
+    of one tensor or of several, concatenation, chunk and split, BatchNorm1d/2d, GroupNorm, PReLU, pooling, padding,
+    interpolation, flatten, view, permute and their like, means over other dimensions, a softmax along others. Outputs
+    that meet go together or not at all, with the sum of their scores, and ``fraction`` and ``n`` then count such sets
+    (of the same layers: sets that hold outputs of other layers are counted apart): those that a residual connection
+    adds, that a gate multiplies; the inputs and outputs of a depthwise convolution; the channels at the same position
+    of each group of a grouped one, or of each part that chunk makes; the channels of a group of a GroupNorm, whose
+    other groups so keep their statistics; all calls of one module.
+
+    These stay: outputs that the model gives out; those that are added to what keeps its size (an input of the model, a
+    parameter); those that meet an output of an excluded layer; and those that a LayerNorm or RMSNorm runs over, for
+    without them the statistics of the others, and so the outputs, would be different: of a transformer, the hidden
+    widths of the feed-forward parts become smaller. It is an error when such outputs were chosen by name (``include``
+    or a dict of fractions), unless the model gives them out.
 
     Pruning masks (:func:`pycompress.prune_`) and quantization grids (:func:`pycompress.quantize_`) stay on what is
     kept. So do training mode, ``requires_grad``, dtype and device; gradients and the state of an optimizer do not.
@@ -48,7 +63,8 @@ def simplify(
         Inputs that the model accepts. Their shapes tell which inputs of a layer behind a flattening belong to one
         channel; and the result is run on them, to see that it works.
     fraction : float, or dict of layer name to float
-        Part of each layer's outputs to remove, from 0 to below 1. With a dict, other layers keep their outputs.
+        Part of each layer's outputs to remove, from 0 to below 1. With a dict, other layers keep their outputs; layers
+        whose outputs go together must have the same fraction.
     score : function
         ``score(model, layers) -> dict[str, Tensor]``. Either a tensor like the layer's weight, of which the entries of
         each output are summed (:func:`pycompress.scores.magnitude`: the L1 norm), or one value for each output
@@ -67,12 +83,13 @@ def simplify(
         When an argument has the wrong type.
     ValueError
         When no layer is left to simplify, a fraction or a score is out of range, or the outputs of a layer cannot be
-        followed through the model (all places are named).
+        followed through the model (all places are named, with the layers; ``exclude`` is the way out).
 
     References
     ----------
     Li, H. et al. (2017). Pruning Filters for Efficient ConvNets. ICLR.
     Molchanov, P. et al. (2017). Pruning Convolutional Neural Networks for Resource Efficient Inference. ICLR.
+    Fang, G. et al. (2023). DepGraph: Towards Any Structural Pruning. CVPR. arXiv:2301.12900.
 
     Examples
     --------
@@ -87,19 +104,17 @@ def simplify(
     if not callable(score):
         raise TypeError(f"score must be a function of (model, layers), got {type(score).__name__}")
     _check_fraction(fraction)
-    graph = trace(model, example_inputs)
-    fractions = _fractions(model, layers_before_last(graph), selected, fraction)
-    followers = follow(model, graph, list(fractions))
-    kept = _kept(model, fractions, score)
-
-    rows, columns = dict(kept), dict[str, Tensor]()
-    for layer, sources in followers.items():
-        for name, source in sources.items():
-            part = columns if isinstance(model.get_submodule(name), LAYERS) else rows
-            part[name] = torch.isin(source, kept[layer]).nonzero()[:, 0]
+    traced = trace(model, example_inputs)
+    candidates = layers_before_last(traced)
+    fractions = _fractions(model, candidates, selected, fraction)
+    coupling, labels = follow(traced)
+    mark_modules(model, traced, coupling)
+    ends = coupling.outputs.keys() - set(candidates)
+    found = families(model, coupling, fractions, ends, isinstance(fraction, Mapping), include is not None)
+    lost = _lost(model, coupling, found, score)
     result = copy.deepcopy(model)
-    for name in rows | columns:
-        _resize_(result.get_submodule(name), rows.get(name), columns.get(name))
+    cut_(result, coupling, lost)
+    _check_sizes(result, traced, labels, lost)
     _check_runs(result, model, example_inputs)
     return result
 
@@ -135,13 +150,30 @@ def _fractions(
     return {name: float(fraction[name]) for name in layers if name in fraction}
 
 
-def _kept(model: nn.Module, fractions: dict[str, float], score: scores.Score) -> dict[str, Tensor]:
-    """Return the indices of the outputs that each layer keeps, ascending."""
-    layers = {name: model.get_submodule(name) for name in fractions}
+def _lost(model: nn.Module, coupling: Coupling, found: list[Family], score: scores.Score) -> Tensor:
+    """Return whether each unit is removed: [units] bool."""
+    names = [name for name, units in coupling.outputs.items() for _ in range(units.numel())]
+    scored = dict.fromkeys(names[unit] for family in found for members in family.sets for unit in members.tolist())
+    values = _values(model, list(scored), score)
+    every = torch.zeros(coupling.count, dtype=torch.float64)
+    for name, value in values.items():
+        every[coupling.outputs[name]] = value
+    lost = torch.zeros(coupling.count, dtype=torch.bool)
+    for family in found:
+        sums = torch.stack([every[members].sum() for members in family.sets])
+        removed = min(round(family.fraction * len(family.sets)), len(family.sets) - 1)
+        for index in sums.argsort(stable=True)[:removed].tolist():
+            lost[family.sets[index]] = True
+    return lost
+
+
+def _values(model: nn.Module, names: list[str], score: scores.Score) -> dict[str, Tensor]:
+    """Return the score of each output of some layers."""
+    layers = {name: model.get_submodule(name) for name in names}
     given: Any = score(model, dict(layers))
     if not isinstance(given, Mapping):
         raise TypeError(f"score must return a dict of tensors, got {type(given).__name__}")
-    kept: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     problems = []
     for name, module in layers.items():
         values, shape = given.get(name), _shapes(module.weight)
@@ -152,42 +184,35 @@ def _kept(model: nn.Module, fractions: dict[str, float], score: scores.Score) ->
         elif not bool(torch.isfinite(values).all()):
             problems.append(f"NaN or infinity for {name}")
         else:
-            removed = min(round(fractions[name] * shape[0]), shape[0] - 1)
-            sums = values.detach().to("cpu", torch.float64).reshape(shape[0], -1).sum(1)
-            kept[name] = sums.argsort(stable=True)[removed:].sort().values
+            sums[name] = values.detach().to("cpu", torch.float64).reshape(shape[0], -1).sum(1)
     if problems:
         raise ValueError(f"score must return finite tensors, [out] or like the weight, got {'; '.join(problems)}")
-    return kept
+    return sums
 
 
-def _resize_(module: nn.Module, rows: Tensor | None, columns: Tensor | None) -> None:
-    """Keep some entries along the first (rows) and the second dimension (columns) of all tensors of a module."""
+def _check_sizes(result: nn.Module, traced: Trace, labels: dict[fx.Node, Labels], lost: Tensor) -> None:
+    """Run the graph with the smaller modules, and see that each tensor has lost the channels that it should."""
+    try:
+        seen = run(traced, copy.deepcopy(result).eval())
+    except Exception as error:
+        raise ValueError(f"model must be one whose sizes follow its channels, got the error: {error}") from error
+    for node, found in labels.items():
+        before, after = traced.seen[node], seen[node]
+        pairs = [(before.shape, after.shape, found)] if isinstance(found, Tensor) else []
+        if not isinstance(found, Tensor):
+            pairs = list(zip(before.parts or (), after.parts or (), found, strict=True))
+        for old, new, own in pairs:
+            if old is not None and (expected := _without(old, own, lost)) != new:
+                raise ValueError(
+                    "model must be one whose sizes follow its channels (exclude=[...] leaves layers as they are), got"
+                    f" {new} for {expected} from {traced.place(node)}"
+                )
 
-    def cut(tensor: Tensor) -> Tensor:
-        if rows is not None and tensor.ndim > 0:
-            tensor = tensor.index_select(0, rows.to(tensor.device))
-        if columns is not None and tensor.ndim > 1:
-            tensor = tensor.index_select(1, columns.to(tensor.device))
-        return tensor
 
-    attached = {name: mask for name in module._parameters if (mask := masks.mask_of(module, name)) is not None}
-    masks.finalize_(module)
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            module._parameters[name] = nn.Parameter(cut(parameter.detach()).clone(), parameter.requires_grad)
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            module._buffers[name] = cut(buffer)
-    for name, mask in attached.items():
-        masks.attach_(module, name, cut(mask))
-    grid = grids.grid_of(module)
-    if grid is not None:
-        cut_grid = dataclasses.replace(grid, scale=cut(grid.scale), zero_point=cut(grid.zero_point))
-        grids.set_grid(module, cut_grid)
-    sizes = {"out_features": rows, "out_channels": rows, "num_features": rows, "num_parameters": rows}
-    for name, index in {**sizes, "in_features": columns, "in_channels": columns}.items():
-        if index is not None and hasattr(module, name):
-            setattr(module, name, index.numel())
+def _without(shape: tuple[int, ...], labels: Tensor, lost: Tensor) -> tuple[int, ...]:
+    """Return the shape of a tensor without some units."""
+    kept = int((~torch.isin(labels, lost.nonzero()[:, 0])).sum())
+    return tuple(kept if labels.shape[dim] > 1 else size for dim, size in enumerate(shape))
 
 
 def _check_runs(result: nn.Module, model: nn.Module, example_inputs: Tree) -> None:

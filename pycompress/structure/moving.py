@@ -1,0 +1,173 @@
+"""Rules of operations that only move positions: they are run on the labels as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .call import MIXES, SIZES, Call, Labels, one_dimension
+from .labels import NONE, along, narrow, varying
+
+
+def reshape(call: Call) -> Labels | str:
+    """Follow view, flatten, permute and their like.
+
+    A dimension of channels may be cut in two, as the shuffle of ShuffleNet does: where one of the sizes is fixed, the
+    other one follows the channels, so that whole slices of it go. The same holds the other way round.
+    """
+    sizes = _sizes(call)
+    if len(call.labels) != 1 or 0 in call.shapes[0] or any(isinstance(size, torch.dtype) for size in sizes.values()):
+        return MIXES
+    result = narrow(_moved(call, "reshape" if call.name == "view" else None))  # labels may not lie as the values do
+    fixed = [
+        dim
+        for dim in varying(result)
+        if dim in sizes and sizes[dim] != -1 and not _follows(call, sizes[dim], result, dim)
+    ]
+    if fixed and fixed == varying(result):
+        return SIZES
+    for dim in fixed:
+        first = result.narrow(dim, 0, 1)
+        call.coupling.couple(first, result, call.place)
+        result = first
+    return one_dimension(narrow(result))
+
+
+def _follows(call: Call, size: Any, labels: Tensor, dim: int) -> bool:
+    """Whether a size follows the channels along a dimension, of these units or of others that they are coupled with."""
+    if call.follows(size, labels):
+        return True
+    others = call.numbers.get(size, []) if isinstance(size, fx.Node) else []
+    own = along(labels, dim, labels.shape[dim])
+    for units in others:  # as in gate.view(n, c, 1, 1), where c are the channels of what is gated
+        if own is not None and units.numel() == own.numel():
+            call.coupling.couple(own, units, call.place)
+            return True
+    return False
+
+
+def _moved(call: Call, name: str | None = None) -> Any:
+    full = call.labels[0].expand(call.shapes[0])
+    if call.module is not None:
+        return call.module(full)
+    tensors = {node for node in call.node.all_input_nodes if call.seen[node].shape is not None}
+    args, kwargs = fx.node.map_arg(
+        (call.node.args, call.node.kwargs), lambda node: full if node in tensors else call.seen[node].value
+    )
+    function: Any = getattr(Tensor, name or call.name) if call.node.op == "call_method" else call.node.target
+    return function(*args, **kwargs)
+
+
+def _sizes(call: Call) -> dict[int, Any]:
+    """Return the sizes that a reshaping is given, by dimension of its result."""
+    if isinstance(call.module, nn.Unflatten):
+        return _from(call.module.dim % len(call.shapes[0]), list(call.module.unflattened_size))
+    if call.name == "unflatten":
+        return _from(call.value(call.argument(1, "dim")) % len(call.shapes[0]), call.argument(2, "sizes"))
+    if call.name not in ("view", "reshape", "expand"):
+        return {}
+    given: Any = [call.node.kwargs[name] for name in ("shape", "size") if name in call.node.kwargs]
+    given = given or list(call.node.args[1:])
+    given = given[0] if len(given) == 1 else given
+    if isinstance(given, fx.Node) and isinstance(call.value(given), tuple):  # all sizes at once: view(other.shape)
+        given = [given] * len(call.value(given))
+    given = given if isinstance(given, (list, tuple)) else [given]
+    return _from(len(call.shape) - len(given), given)
+
+
+def _from(start: int, sizes: Any) -> dict[int, Any]:
+    return {start + i: size for i, size in enumerate(sizes)}
+
+
+def item(call: Call) -> Labels | str:
+    """Follow ``x[...]``: it takes all channels, or one of several blocks of equal size that is computed."""
+    given: Any = call.node.args[1]
+    index = given if isinstance(given, tuple) else (given,)
+    plain = (int, slice, type(None), type(...), fx.Node)
+    if len(call.labels) != 1 or 0 in call.shapes[0] or not all(isinstance(entry, plain) for entry in index):
+        return MIXES
+    named = sum(entry is not None and entry is not ... for entry in index)
+    dim = 0
+    for entry in index:
+        if entry is ...:
+            dim += len(call.shapes[0]) - named
+        elif entry is not None:
+            if dim in varying(call.labels[0]) and not (isinstance(entry, slice) and _takes_block(call, entry, dim)):
+                return "takes channels by their numbers"
+            dim += 1
+    return one_dimension(narrow(call.labels[0].expand(call.shapes[0])[call.value(index)]))
+
+
+def _takes_block(call: Call, entry: slice, dim: int) -> bool:
+    size = call.shapes[0][dim]
+    start, stop, step = call.value(entry).indices(size)
+    if (start, stop, step) == (0, size, 1):
+        return True
+    length = stop - start
+    bounds: tuple[tuple[Any, Any], ...] = ((entry.start, 0), (entry.stop, None))
+    computed = all(bound in (None, default) or call.follows(bound, call.labels[0]) for bound, default in bounds)
+    if step != 1 or length < 1 or size % length or start % length or not computed:
+        return False
+    _couple_blocks(call, size // length)
+    return True
+
+
+def _couple_blocks(call: Call, count: int) -> None:
+    """Let the blocks of channels lose the same positions, so that their borders stay where they belong."""
+    labels = call.labels[0].reshape(count, -1)
+    call.coupling.couple(labels[:1], labels, call.place)
+
+
+def split(call: Call) -> Labels | str:
+    """Follow chunk, split and unbind: the parts of a dimension of channels must be of equal size."""
+    if 0 in call.shapes[0]:
+        return MIXES
+    dim = call.value(call.argument(1 if call.name == "unbind" else 2, "dim", 0)) % len(call.shapes[0])
+    parts = _moved(call)
+    if dim in varying(call.labels[0]):
+        sizes = call.argument(1, "split_size", call.node.kwargs.get("split_size_or_sections"))
+        every = sizes if isinstance(sizes, (list, tuple)) else [sizes]
+        if call.name == "unbind":
+            return MIXES
+        if call.name == "split" and not all(call.follows(size, call.labels[0]) for size in every):
+            return SIZES
+        if len({part.shape[dim] for part in parts}) > 1:
+            return "cuts channels into parts of different sizes"
+        _couple_blocks(call, len(parts))
+    return tuple(narrow(part) for part in parts)
+
+
+def concatenate(call: Call) -> Labels | str:
+    """Follow cat: along the channels, labels follow each other; along another dimension, channels are the same ones."""
+    if len({len(own) for own in call.shapes}) > 1:
+        return MIXES
+    dim = call.value(call.argument(1, "dim", 0)) % len(call.shape)
+    if all(set(varying(labels)) <= {dim} for labels in call.labels):
+        parts = [
+            labels.expand([own[dim] if i == dim else 1 for i in range(len(own))])
+            for labels, own in zip(call.labels, call.shapes, strict=True)
+        ]
+        return narrow(torch.cat(parts, dim))
+    if any(dim in varying(labels) for labels in call.labels):
+        return MIXES
+    result = call.labels[0]
+    for labels in call.labels[1:]:
+        call.coupling.couple(result, labels, call.place)
+        result = torch.where(result == NONE, labels, result)
+    return one_dimension(narrow(result))
+
+
+def reduce(call: Call) -> Labels | str:
+    """Follow a mean, sum or maximum over other dimensions than that of the channels."""
+    given, keep = call.argument(1, "dim"), call.argument(2, "keepdim", False)
+    every = range(len(call.shapes[0]))
+    dims: Any = [*every] if given is None else [given] if isinstance(given, int) else given
+    if not isinstance(dims, (list, tuple)) or not all(isinstance(dim, int) for dim in dims):
+        return MIXES
+    gone = {dim % len(every) for dim in dims} or set(every)
+    if gone & set(varying(call.labels[0])):
+        return MIXES
+    sizes = [size for dim, size in enumerate(call.labels[0].shape) if keep or dim not in gone]
+    return call.labels[0].reshape(sizes)
