@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from architectures import NETWORKS, Head, conv_bn, settle_
+from architectures import NETWORKS, Drawn, Head, conv_bn, settle_
 from torch import nn
 from torch.nn import functional as F
 
@@ -82,6 +82,19 @@ def test_the_result_equals_the_model_with_zeros_for_the_removed_channels(name, f
     for output, expected in zip(flat(loaded(*inputs)), outputs, strict=True):
         assert torch.equal(output, expected)
     assert repr(loaded) == repr(small)
+
+
+def test_networks_drawn_at_random():
+    shrunk = 0
+    for seed in range(16):
+        model = settle_(Drawn(seed).double())
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
+        small = simplify(model, x, 0.5, scores.random(seed=seed))
+        torch.testing.assert_close(small(x), zeroed(model, small)(x), rtol=1e-9, atol=1e-9, msg=f"seed {seed}")
+        shrunk += small.last[2].in_features < model.last[2].in_features
+    assert shrunk > 8
 
 
 @pytest.mark.parametrize("name", ["resnet", "shuffle", "encoder"])

@@ -26,7 +26,7 @@ def reshape(call: Call) -> Labels | str:
         for dim in varying(result)
         if dim in sizes and sizes[dim] != -1 and not _follows(call, sizes[dim], result, dim)
     ]
-    if fixed and fixed == varying(result):
+    if fixed and fixed == varying(result) and not any(call.follows(size, result) for size in sizes.values()):
         return SIZES
     for dim in fixed:
         first = result.narrow(dim, 0, 1)
