@@ -5,7 +5,8 @@ import re
 
 import pytest
 import torch
-from architectures import NETWORKS, Drawn, Head, conv_bn, settle_
+from architectures import NETWORKS, Head, conv_bn, settle_
+from drawn import Drawn
 from torch import nn
 from torch.nn import functional as F
 
@@ -229,6 +230,26 @@ class WrongSizes(nn.Module):
         return self.last(x.reshape(x.shape[0], x.shape[1] - 4 + 4, -1, 8).expand(-1, 2 * x.size(1) - 8, -1, -1))
 
 
+class ReadsLayer(nn.Module):
+    """Computes with a size that a module holds, which is another one in the smaller model."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.conv(x) * self.conv.out_channels**-0.5)
+
+
+class Draws(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.two(self.one(x)) + torch.randn(())
+
+
 class Shrunk(nn.Module):
     def forward(self, x):
         return x * (x.size(1) ** -0.5)
@@ -283,6 +304,7 @@ REFUSED = {
         ["0 (Conv2d)", "1 (Softmax)", "2.0 (Conv2d)", "3 (LocalResponseNorm)"],
     ),
     "sizes that do not follow": (WrongSizes, ["sizes follow its channels"]),
+    "sizes of layers": (ReadsLayer, ["must not compute with the sizes of its layers"]),
 }  # fmt: skip
 
 
@@ -296,6 +318,28 @@ def test_what_cannot_be_followed_is_refused_by_name_and_changes_nothing(case):
     for part in parts:
         assert re.search(re.escape(part), str(error.value))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Constant(nn.Module):
+    """Makes a tensor in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.two(self.one(x + torch.arange(4)).relu())
+
+
+def test_tensors_that_the_forward_makes_are_constants():
+    model, x = Constant(), torch.randn(3, 4)
+    small = simplify(model, x, 0.5)
+    assert small.one.out_features == 4 and list(small.state_dict()) == list(model.state_dict())
+    torch.testing.assert_close(small(x), zeroed(model, small)(x))
+
+
+def test_a_model_that_draws_numbers_is_no_error():
+    assert simplify(Draws(), torch.randn(3, 4), 0.5).one.out_features == 4
 
 
 def test_exclude_is_the_way_out_of_an_error():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from .. import scores
 from ..data import Tree, forward
+from ..scores.running import layer_weight
 from ..selection import Pattern, select
 from .call import Labels
 from .cutting import cut_
@@ -114,8 +116,7 @@ def simplify(
     lost = _lost(model, coupling, found, score)
     result = copy.deepcopy(model)
     cut_(result, coupling, lost)
-    _check_sizes(result, traced, labels, lost)
-    _check_runs(result, model, example_inputs)
+    _check_runs(result, example_inputs, _check_sizes(result, traced, labels, lost))
     return result
 
 
@@ -176,7 +177,7 @@ def _values(model: nn.Module, names: list[str], score: scores.Score) -> dict[str
     sums: dict[str, Tensor] = {}
     problems = []
     for name, module in layers.items():
-        values, shape = given.get(name), _shapes(module.weight)
+        values, shape = given.get(name), tuple(layer_weight(module).shape)
         if not isinstance(values, Tensor):
             problems.append(f"{type(values).__name__} for {name}")
         elif tuple(values.shape) not in (shape, shape[:1]):
@@ -190,10 +191,10 @@ def _values(model: nn.Module, names: list[str], score: scores.Score) -> dict[str
     return sums
 
 
-def _check_sizes(result: nn.Module, traced: Trace, labels: dict[fx.Node, Labels], lost: Tensor) -> None:
-    """Run the graph with the smaller modules, and see that each tensor has lost the channels that it should."""
+def _check_sizes(result: nn.Module, traced: Trace, labels: dict[fx.Node, Labels], lost: Tensor) -> Any:
+    """Return the outputs of the graph with the smaller modules; see that each tensor has lost what it should."""
     try:
-        seen = run(traced, copy.deepcopy(result).eval())
+        seen, outputs = run(traced, result)
     except Exception as error:
         raise ValueError(f"model must be one whose sizes follow its channels, got the error: {error}") from error
     for node, found in labels.items():
@@ -207,6 +208,7 @@ def _check_sizes(result: nn.Module, traced: Trace, labels: dict[fx.Node, Labels]
                     "model must be one whose sizes follow its channels (exclude=[...] leaves layers as they are), got"
                     f" {new} for {expected} from {traced.place(node)}"
                 )
+    return outputs
 
 
 def _without(shape: tuple[int, ...], labels: Tensor, lost: Tensor) -> tuple[int, ...]:
@@ -215,19 +217,32 @@ def _without(shape: tuple[int, ...], labels: Tensor, lost: Tensor) -> tuple[int,
     return tuple(kept if labels.shape[dim] > 1 else size for dim, size in enumerate(shape))
 
 
-def _check_runs(result: nn.Module, model: nn.Module, example_inputs: Tree) -> None:
-    shapes = []
-    for candidate in (model, result):
+def _check_runs(result: nn.Module, example_inputs: Tree, traced_outputs: Any) -> None:
+    """Run the result, and see that it computes what its graph does, in which all numbers are as they were."""
+
+    def outputs() -> Any:
         with torch.no_grad():
-            outputs = forward(copy.deepcopy(candidate).eval(), example_inputs, "example_inputs")
-        shapes.append(_shapes(outputs))
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"model must give outputs of {shapes[0]} also without its channels, got {shapes[1]}")
+            return forward(copy.deepcopy(result).eval(), example_inputs, "example_inputs")
+
+    found = outputs()
+    if not _same(found, traced_outputs) and _same(found, outputs()):  # else it is the model that draws numbers
+        raise ValueError(
+            "model must not compute with the sizes of its layers (as in x * self.layer.out_features ** -0.5), got other"
+            " outputs with smaller layers"
+        )
 
 
-def _shapes(outputs: Any) -> Any:
-    if isinstance(outputs, dict):
-        return {key: _shapes(value) for key, value in outputs.items()}
-    if isinstance(outputs, (tuple, list)):
-        return [_shapes(value) for value in outputs]
-    return tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        close = functools.partial(torch.allclose, rtol=0, equal_nan=True)
+        return a.shape == b.shape and (torch.equal(a, b) or close(a.double(), b.double(), atol=_largest(b) * 1e-3))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return True
+
+
+def _largest(x: Tensor) -> float:
+    finite = x[torch.isfinite(x)]
+    return float(finite.abs().max()) if finite.numel() else 0.0

@@ -144,19 +144,23 @@ def trace(model: nn.Module, example_inputs: Tree) -> Trace:
     return Trace(graph, probe, values, recorder.seen)
 
 
-def run(traced: Trace, model: nn.Module) -> dict[fx.Node, Seen]:
-    """Return what the nodes of a graph give with the modules of another model, one in eval mode.
+def run(traced: Trace, model: nn.Module) -> tuple[dict[fx.Node, Seen], Any]:
+    """Return what the nodes of a graph give with the modules of another model, and its outputs.
 
     Examples
     --------
     >>> traced = trace(nn.Sequential(nn.Linear(3, 2)), torch.zeros(1, 3))
-    >>> [seen.shape for seen in run(traced, nn.Sequential(nn.Linear(3, 1))).values()]
+    >>> [seen.shape for seen in run(traced, nn.Sequential(nn.Linear(3, 1)))[0].values()]
     [(1, 3), (1, 1), (1, 1)]
     """
+    model = copy.deepcopy(model).eval()
+    for node in traced.graph.find_nodes(op="get_attr"):  # tensors that the forward makes are kept by the tracer
+        if not hasattr(model, name := str(node.target).partition(".")[0]):
+            setattr(model, name, getattr(traced.probe, name))
     with torch.no_grad():
         recorder = _Recorder(model, traced.graph)
-        recorder.run(*traced.inputs)
-    return recorder.seen
+        outputs = recorder.run(*traced.inputs)
+    return recorder.seen, outputs
 
 
 def layers_before_last(traced: Trace) -> list[str]:
