@@ -19,14 +19,14 @@ PRUNED_DENSITY = 0.7
 
 KINDS = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell),
-    *(nn.Embedding, nn.EmbeddingBag),
+    *(nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention),
 )
 """The layers that can be packed, beside what :func:`is_conv1d` knows."""
 
 DYNAMIC = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 """The layers that are quantized as they run, as torch's ``quantize_dynamic`` does; Conv1D counts as nn.Linear."""
 
-ON_REQUEST = (nn.Embedding, nn.EmbeddingBag)
+ON_REQUEST = (nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention)
 """Those that ``quantize_dynamic`` replaces only where their type or name is asked for, as torch's does."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -90,7 +90,9 @@ def find_all(model: nn.Module) -> dict[str, nn.Module]:
     >>> list(find_all(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(3, 1))))
     ['0', '2']
     """
-    described = "an nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, one of their cells or an embedding, the layers"
+    described = (
+        "an nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, one of their cells, an embedding or attention, the layers"
+    )
     return _find(model, lambda name, layer: can_be_packed(layer), described)
 
 
@@ -101,7 +103,7 @@ def find_dynamic(model: nn.Module, asked: Collection[str] = ()) -> dict[str, nn.
     ----------
     model : nn.Module
     asked : collection of str
-        First names of layers that are asked for: embeddings are found among these alone.
+        First names of layers that are asked for: embeddings and attention are found among these alone.
 
     Examples
     --------

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from . import masks
+from .attention import keep_dense_
 from .chains import chain_
 from .convolutions import PackedConv2d
 from .embeddings import EMBEDDINGS
@@ -39,7 +40,7 @@ from .linears import (
 from .progress import track
 from .recording import Seen, record, run
 from .selection import listed
-from .substitutes import RECURRENT, PackedModule, accept, obstacle, of_recurrent, rows, substitutes_for, tell_ties
+from .substitutes import RECURRENT, PackedModule, accept, int8_layer, obstacle, rows, substitutes_for, tell_ties
 from .timing import Clock, compare
 
 
@@ -54,18 +55,18 @@ def pack(
     """Return a copy of a model for inference, in which each layer is replaced where that makes it faster.
 
     Every nn.Linear (and Conv1D of transformers), nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell,
-    nn.Embedding and nn.EmbeddingBag that ``example_inputs`` reach is timed against packed candidates on the very inputs
-    that it gets in that forward pass, in turns with them (see :func:`pycompress.timing.compare`). It is replaced by the
-    candidate with the largest lower end of the 95 % interval of the speedup dense / packed, if that is above 1. An
-    activation module (nn.ReLU, nn.ReLU6, nn.GELU without approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that alone takes
-    the output of a linear layer or a convolution, in an nn.Sequential or in the graph that torch.fx makes of the model,
-    is fused, timed with it, and replaced by an nn.Identity, so that no name changes. A batch normalization behind a
-    layer that gets Int8 weights becomes part of their scales, whatever stands between them in the code, as long as it
-    alone takes the layer's outputs. Int8 linear layers that follow each other in an nn.Sequential become one call where
-    that is measured to be faster than one by one. Convolutions on a static Int8 grid hand each other int8 images whose
-    channels come last, also those that are not faster on their own, where the whole model is measured to be faster that
-    way; the numbers are the same. :func:`pycompress.explain` lists every decision and why; copies and pickles of the
-    model keep them.
+    nn.MultiheadAttention, nn.Embedding and nn.EmbeddingBag that ``example_inputs`` reach is timed against packed
+    candidates on the very inputs that it gets in that forward pass, in turns with them (see
+    :func:`pycompress.timing.compare`). It is replaced by the candidate with the largest lower end of the 95 % interval
+    of the speedup dense / packed, if that is above 1. An activation module (nn.ReLU, nn.ReLU6, nn.GELU without
+    approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that alone takes the output of a linear layer or a convolution, in an
+    nn.Sequential or in the graph that torch.fx makes of the model, is fused, timed with it, and replaced by an
+    nn.Identity, so that no name changes. A batch normalization behind a layer that gets Int8 weights becomes part of
+    their scales, whatever stands between them in the code, as long as it alone takes the layer's outputs. Int8 linear
+    layers that follow each other in an nn.Sequential become one call where that is measured to be faster than one by
+    one. Convolutions on a static Int8 grid hand each other int8 images whose channels come last, also those that are
+    not faster on their own, where the whole model is measured to be faster that way; the numbers are the same.
+    :func:`pycompress.explain` lists every decision and why; copies and pickles of the model keep them.
 
     Without a ``format`` a candidate keeps the layer's numbers as ``quantize_`` and ``prune_`` left them: Int8 with
     exactly the recorded integers and input scale where the weight still lies on its Int8 grid, and Sparse where less
@@ -148,8 +149,10 @@ def pack(
     for layer in substitutes.keys() & pairs.keys():
         pairs[layer].fuse()
     result = replaced(twin, substitutes)
+    keep_dense_(result)
     unfold_(result, (fold for layer, fold in folds.items() if layer not in substitutes))
     if other is not None:
+        keep_dense_(other)
         unfold_(other, (fold for layer, fold in folds.items() if layer not in substitutes.keys() | lasts.keys()))
         speedup = None if force else faster(result, other, example_inputs, _clock)
         if force or speedup is not None:
@@ -229,9 +232,9 @@ def quantize_dynamic(
         On the CPU.
     qconfig_spec : None, set or dict
         Types and names of modules. None: every nn.Linear (and Conv1D of transformers), nn.LSTM, nn.GRU, nn.LSTMCell and
-        nn.GRUCell. A set: those, and what is inside them; but an nn.Embedding or nn.EmbeddingBag only where its own
-        type or name is asked for. A dict: as the set of its keys, but None as value leaves a module out; a name counts
-        more than a type, an inner module more than an outer one.
+        nn.GRUCell. A set: those, and what is inside them; but an nn.Embedding, nn.EmbeddingBag or nn.MultiheadAttention
+        only where its own type or name is asked for. A dict: as the set of its keys, but None as value leaves a module
+        out; a name counts more than a type, an inner module more than an outer one.
     dtype : torch.dtype
         torch.qint8.
     mapping : None
@@ -243,7 +246,8 @@ def quantize_dynamic(
     -------
     nn.Module
         In eval mode; parameters that are left do not require grad, and pruning masks are applied and dropped. Linear
-        layers that must keep their weight (those of nn.MultiheadAttention, say) stay dense: ``explain`` tells.
+        layers that must keep their weight (those of dense nn.MultiheadAttention, say) stay dense: ``explain`` tells. An
+        nn.TransformerEncoderLayer whose attention is packed takes its ordinary path, not its fused one.
 
     Raises
     ------
@@ -273,7 +277,12 @@ def quantize_dynamic(
     twin = masks.finalize_(copy.deepcopy(model))
     found = find_dynamic(twin, wanted)
     layers = {name: layer for name, layer in found.items() if name in wanted}
-    keepers = {child for m in twin.modules() if isinstance(m, _READS_ITS_LINEARS) for child in m._modules.values()}
+    attending = {layer: name for name, layer in layers.items() if _attends(layer) and not obstacle(layer)}
+    inside = tuple(f"{name}." if name else "" for name in attending.values())
+    layers = {name: layer for name, layer in layers.items() if layer in attending or not name.startswith(inside)}
+    readers = [m for m in twin.modules() if isinstance(m, _READS_ITS_LINEARS)]
+    readers = [m for m in readers if m not in attending and m._modules.get("self_attn") not in attending]
+    keepers = {child for reader in readers for child in reader._modules.values() if not _attends(child)}
     kept = {
         name: reason
         for name, layer in layers.items()
@@ -293,8 +302,8 @@ def quantize_dynamic(
             set_decision(targets[name], decision)
         else:
             packed: PackedModule
-            if isinstance(layer, RECURRENT):
-                packed, note = of_recurrent(layer), ""
+            if isinstance(layer, (*RECURRENT, nn.MultiheadAttention)):
+                packed, note = int8_layer(layer), ""
             elif isinstance(layer, EMBEDDINGS):
                 [packed], note = tables(layer, Int8(), records.get(id(layer.weight)), shared)
             else:
@@ -303,8 +312,13 @@ def quantize_dynamic(
             accept(packed, replace(decision, reason=joined(decision.reason, note)))
             substitutes[targets[name]] = packed
     result = replaced(target, substitutes)
+    keep_dense_(result)
     tell_ties(result, substitutes.items())
     return result.eval().requires_grad_(False)
+
+
+def _attends(layer: nn.Module | None) -> bool:
+    return isinstance(layer, nn.MultiheadAttention)
 
 
 def _check_dtype(dtype: object) -> None:

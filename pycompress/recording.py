@@ -16,7 +16,7 @@ from .activations import activation_of
 from .calls import described, forward
 
 _KEPT_CALLS = 16
-_TAKE_MORE = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag)  # than one tensor
+_TAKE_MORE = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag, nn.MultiheadAttention)  # than one tensor
 
 
 @dataclass
@@ -26,7 +26,8 @@ class Seen:
     Attributes
     ----------
     inputs : list of tensors
-        Copies of its inputs in the first 16 calls; of recurrent layers, cells and bags, tuples of all that they took.
+        Copies of its inputs in the first 16 calls; tuples of all that they took, of layers that
+        take more than one.
     calls : int
     obstacle : str
         Why a module without parameters cannot stand in for it, or "".
@@ -162,7 +163,9 @@ def _probe(base: type[nn.Module], seen: dict[nn.Module, Seen]) -> type[nn.Module
             if issubclass(base, nn.RNNBase) and kwargs:
                 entry.obstacle = "it is called with keywords"
             elif entry.calls <= _KEPT_CALLS:
-                entry.inputs.append(_copied(_in_order(base, args, kwargs)))
+                given = _in_order(base, args, kwargs)
+                copies = {id(x): _copied(x) for x in given}  # what is one tensor stays one
+                entry.inputs.append(tuple(copies[id(x)] for x in given))
         elif kwargs or len(args) != 1 or type(args[0]) not in (Tensor, nn.Parameter) or args[0].layout != torch.strided:
             entry.obstacle = "it is called with other arguments than one plain tensor"
         elif entry.calls <= _KEPT_CALLS:
@@ -183,6 +186,8 @@ def _probe(base: type[nn.Module], seen: dict[nn.Module, Seen]) -> type[nn.Module
     names: dict[str, Any] = {"forward": note_forward}
     if issubclass(base, nn.RNNCellBase):
         names |= {name: note_reading(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    elif issubclass(base, nn.MultiheadAttention):
+        names |= {f"{part}_proj_weight": note_reading(f"{part}_proj_weight") for part in ("in", *"qkv")}
     elif issubclass(base, (nn.Embedding, nn.EmbeddingBag)):
         names["weight"] = note_reading("weight")
     elif not issubclass(base, nn.RNNBase):

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import cells, convolutions, embeddings, linears, recurrent
+from . import attention, cells, convolutions, embeddings, linears, recurrent
+from .attention import PackedMultiheadAttention
 from .cells import CELLS, PackedCell
 from .convolutions import CONVOLUTIONS, PackedConv1d, PackedConv2d
 from .embeddings import EMBEDDINGS, PackedEmbedding, PackedEmbeddingBag
@@ -33,6 +34,7 @@ PackedModule = (
     | PackedCell
     | PackedEmbedding
     | PackedEmbeddingBag
+    | PackedMultiheadAttention
 )
 
 
@@ -48,6 +50,8 @@ def obstacle(layer: nn.Module) -> str:
         return recurrent.obstacle(layer)
     if isinstance(layer, CELLS):
         return cells.obstacle(layer)
+    if isinstance(layer, nn.MultiheadAttention):
+        return attention.obstacle(layer)
     return embeddings.obstacle(layer) if isinstance(layer, EMBEDDINGS) else linears.obstacle(layer)
 
 
@@ -84,10 +88,11 @@ def substitutes_for(
     if isinstance(layer, EMBEDDINGS):
         tables, note = embeddings.candidates(layer, format, records.get(id(layer.weight)), shared)
         return [*tables], note
-    if isinstance(layer, RECURRENT):
+    if isinstance(layer, (*RECURRENT, nn.MultiheadAttention)):
         if isinstance(format, Int8):
-            return [of_recurrent(layer)], ""
-        return [], "packed with Int8() alone" if format is None else f"{type(format).__name__} has no recurrent kernel"
+            return [int8_layer(layer)], ""
+        kind = "attention" if isinstance(layer, nn.MultiheadAttention) else "recurrent"
+        return [], "packed with Int8() alone" if format is None else f"{type(format).__name__} has no {kind} kernel"
     if not isinstance(layer, CONVOLUTIONS):
         weights, note = linears.candidates(layer, format, records, shared)
         return [PackedLinear(weight, activation).eval() for weight in weights], note
@@ -99,14 +104,18 @@ def substitutes_for(
     return [cls(weight, activation).eval() for weight in packed], note
 
 
-def of_recurrent(layer: nn.LSTM | nn.GRU | nn.LSTMCell | nn.GRUCell) -> PackedLSTM | PackedGRU | PackedCell:
-    """Return the packed int8 layer of a recurrent one.
+def int8_layer(
+    layer: nn.LSTM | nn.GRU | nn.LSTMCell | nn.GRUCell | nn.MultiheadAttention,
+) -> PackedLSTM | PackedGRU | PackedCell | PackedMultiheadAttention:
+    """Return the packed int8 layer of a recurrent one or of attention.
 
     Examples
     --------
-    >>> type(of_recurrent(nn.GRUCell(2, 3))).__name__
+    >>> type(int8_layer(nn.GRUCell(2, 3))).__name__
     'PackedGRUCell'
     """
+    if isinstance(layer, nn.MultiheadAttention):
+        return attention.packed_attention(layer)
     if isinstance(layer, (nn.LSTMCell, nn.GRUCell)):
         return cells.packed_cell(layer)
     return recurrent.packed_of(layer)
@@ -117,7 +126,7 @@ def accept(module: PackedModule, decision: LayerDecision) -> None:
 
     Examples
     --------
-    >>> packed = of_recurrent(nn.GRUCell(2, 3))
+    >>> packed = int8_layer(nn.GRUCell(2, 3))
     >>> accept(packed, LayerDecision("cell", "GRUCell", reason="faster"))
     >>> packed.decision.format, packed.decision.reason
     (Int8(), 'faster')

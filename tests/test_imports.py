@@ -21,7 +21,7 @@ ROWS = [
     "images substitutes calibration",
     "artifact training scores fusing explaining",
     "cells",
-    "recurrent convolutions chains folding embeddings",
+    "recurrent convolutions chains folding embeddings attention",
     "layers linears recording observers",
     "masks grids data timing progress schedules rows",
     "selection undo calls torch_ops sequences activations int8_images flows",

@@ -320,7 +320,8 @@ def test_layers_that_cannot_be_replaced_stay_dense_and_say_why(clock):
         "read": "its bias is read outside its own forward",
         "keyword": "it is called with other arguments than one plain tensor",
         "computed": "its weight is computed by a parametrization, which must be removed first",
-        "attention.out_proj": "its bias is read outside its own forward",
+        "attention": "forced, not measured",
+        "encoder.self_attn": "its in_proj_weight is read outside its own forward",
         "encoder.linear2": "its bias is read outside its own forward",
         "renamed": "forced, not measured",
     }

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import NamedTuple
 
 from ..formats import Int4, Int8
-from . import coding, embeddings, recurrent
+from . import attention, coding, embeddings, recurrent
 from .container import ArtifactError, Entry, Header, digest_fits, read_header
 from .durable import check_path, read_file
 from .schema import VERSION, LayerRecord, Metadata, TensorRecord, read_metadata
@@ -74,6 +74,8 @@ def read_contents(data: bytes) -> Contents:
     for name, layer in metadata.layers.items():
         if layer.packed is not None and layer.packed.recurrent is not None:
             recurrent.check(name, layer, layer.packed.recurrent, tensors)
+        elif layer.packed is not None and layer.packed.attention is not None:
+            attention.check(name, layer, layer.packed.attention, tensors)
         elif layer.packed is not None and layer.packed.embedding is not None:
             embeddings.check(name, layer, layer.packed.embedding, tensors)
         elif layer.packed is not None:

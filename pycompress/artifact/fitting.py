@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..activations import NORMS, activation_of
+from ..attention import PackedMultiheadAttention
 from ..cells import PackedCell
 from ..chains import chained
 from ..convolutions import PackedConv1d, PackedConv2d
 from ..layers import PackedLayer, PackedLinear
 from ..linears import is_conv1d
 from ..recurrent import PackedRecurrentLayer
-from . import coding, embeddings, recurrent
+from . import attention, coding, embeddings, recurrent
 from .container import ArtifactError
 from .contents import Contents, packed_names
 from .places import Place, groups_of, own_tensors, places, smaller
-from .schema import ConvRecord, LayerRecord
+from .schema import AttentionRecord, ConvRecord, LayerRecord, PackedRecord
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
     layers = contents.metadata.layers
     packed = {path for path, layer in layers.items() if layer.packed is not None}
     gone = packed | {path for path, layer in layers.items() if layer.fused}
+    attending = {path for path in packed if layers[path].packed.attention is not None}  # type: ignore[union-attr]
+    gone |= {f"{path}.out_proj" if path else "out_proj" for path in attending}  # a layer of its own in the model
     filled = {name: place for name, place in places(model) if name.rpartition(".")[0] not in gone}
     expected = set(filled)
     stored = set(contents.tensors)
@@ -89,6 +92,12 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
         if recurrence is not None:
             expected |= set(recurrent.full_names(path, recurrence).values())
             faults += recurrent.faults(path, module, recurrence, contents.tensors)
+        elif path in attending:
+            attends = cast(AttentionRecord, cast(PackedRecord, layers[path].packed).attention)
+            expected |= set(attention.full_names(path, attends).values())
+            faults += attention.faults(path, module, attends, contents.tensors)
+        elif isinstance(module, PackedMultiheadAttention):
+            faults.append(f"{path}, packed attention in the model and another layer in the file")
         elif isinstance(module, PackedRecurrentLayer | PackedCell):
             faults.append(f"{path}, a packed recurrent layer in the model and another one in the file")
         elif path in packed or isinstance(module, PackedLayer):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import grids, kernels, masks
 from ..activations import activation_of, fused_identity
+from ..attention import PackedMultiheadAttention, keep_dense_
 from ..cells import PackedCell
 from ..chains import chained
 from ..convolutions import PackedConv1d, PackedConv2d
@@ -22,7 +23,7 @@ from ..grids import GridRecord
 from ..layers import PackedLinear, decisions, set_decision
 from ..recurrent import PackedGRU, PackedLSTM
 from ..rows import PackedRows
-from . import coding, embeddings, recurrent
+from . import attention, coding, embeddings, recurrent
 from .container import ArtifactError, digest_fits, read_container
 from .contents import Contents, packed_names, read_contents
 from .durable import check_path, read_file
@@ -39,6 +40,7 @@ PackedModule = (
     | PackedCell
     | PackedEmbedding
     | PackedEmbeddingBag
+    | PackedMultiheadAttention
 )
 PackedNumbers = kernels.PackedWeight | kernels.PackedConv | PackedRows
 
@@ -127,6 +129,10 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
             full = recurrent.full_names(path, record)
             own = {name: decoded.tensors[contents.owner(stored)] for name, stored in full.items()}
             decoded.packed[path] = recurrent.build(path, record, own)
+        elif layer.packed is not None and (attends := layer.packed.attention) is not None:
+            full = attention.full_names(path, attends)
+            own = {name: decoded.tensors[contents.owner(stored)] for name, stored in full.items()}
+            decoded.packed[path] = attention.build(path, attends, own)
         elif layer.packed is not None:
             names = {part: contents.owner(name) for part, name in packed_names(path).items()}
             present = tuple(name if name in decoded.tensors else None for name in names.values())
@@ -209,6 +215,7 @@ def _apply(model: nn.Module, fit: Fit, contents: Contents, decoded: _Decoded) ->
             _replace(fit.modules[path.rpartition(".")[0]], path.rpartition(".")[2], substitute)
         else:
             result = substitute
+    keep_dense_(result)
     for path, record in contents.metadata.layers.items():
         if record.fused:
             parent, _, key = path.rpartition(".")

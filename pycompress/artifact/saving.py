@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from .. import grids, masks
 from ..activations import is_fused
+from ..attention import PackedMultiheadAttention
 from ..cells import PackedCell
 from ..chains import ChainedSequential
 from ..convolutions import PackedConv1d, PackedConv2d
@@ -22,7 +25,7 @@ from ..kernels import PackedConv, PackedWeight
 from ..layers import PackedLayer, PackedLinear, decisions
 from ..recurrent import PackedRecurrentLayer
 from ..rows import PackedRows
-from . import coding, embeddings, recurrent
+from . import attention, coding, embeddings, recurrent
 from .container import ArtifactError, apart, write_container
 from .contents import packed_names
 from .durable import check_path, write_file
@@ -165,7 +168,13 @@ def _collect(model: nn.Module) -> tuple[dict[str, Tensor], Metadata]:
             _add_packed(stored, metadata, owners, twins, path, module)
             packed, input_scale = PackedRecord(module.format, embedding=embeddings.record_of(module)), None
         elif isinstance(module, PackedRecurrentLayer | PackedCell):
-            packed, input_scale = _add_recurrent(stored, metadata, owners, path, module), None
+            recurrence = recurrent.record_of(path, module)
+            _add_named(stored, metadata, owners, path, module, partial(recurrent.full_names, record=recurrence))
+            packed, input_scale = PackedRecord(module.format, recurrent=recurrence), None
+        elif isinstance(module, PackedMultiheadAttention):
+            attends = attention.record_of(module)
+            _add_named(stored, metadata, owners, path, module, partial(attention.full_names, record=attends))
+            packed, input_scale = PackedRecord(module.format, attention=attends), None
         else:
             packed, input_scale = None, _input_scale(metadata, path, module)
         chains = module.chains if isinstance(module, ChainedSequential) else ()
@@ -236,23 +245,23 @@ def _twin(twins: dict[tuple[object, ...], str], packed: object, part: str, tenso
     return twins.get((PackedWeight if isinstance(packed, PackedRows) else PackedRows, *content))
 
 
-def _add_recurrent(
+def _add_named(
     stored: dict[str, Tensor],
     metadata: Metadata,
     owners: dict[int, str],
     path: str,
-    layer: PackedRecurrentLayer | PackedCell,
-) -> PackedRecord:
-    record = recurrent.record_of(path, layer)
+    layer: PackedLayer,
+    full_names: Callable[[str], dict[str, str]],
+) -> None:
+    """Add a layer whose tensors have the names of its ``state_dict``; ``full_names`` gives those in the file."""
     owner = owners.setdefault(id(layer.packed), path)
-    theirs = recurrent.full_names(owner, record)
-    for name, full in recurrent.full_names(path, record).items():
+    theirs = full_names(owner)
+    for name, full in full_names(path).items():
         if owner != path:
             metadata.tied[full] = theirs[name]
     if owner == path:
         for name, tensor in layer.canonical_tensors().items():
             _add(stored, metadata.tensors, theirs[name], *coding.encode(tensor))
-    return PackedRecord(layer.format, recurrent=record)
 
 
 def _input_scale(metadata: Metadata, path: str, module: nn.Module) -> float | None:

@@ -76,6 +76,16 @@ class EmbeddingRecord:
 
 
 @dataclass(frozen=True)
+class AttentionRecord:
+    """What packed attention is beside its tensors; ``apart``: q, k and v have weights of their own."""
+
+    heads: int
+    batch_first: bool = False
+    apart: bool = False
+    bias: bool = False
+
+
+@dataclass(frozen=True)
 class PackedRecord:
     """What a packed layer is beside its tensors."""
 
@@ -84,6 +94,7 @@ class PackedRecord:
     convolution: ConvRecord | None = None
     recurrent: RecurrentRecord | None = None
     embedding: EmbeddingRecord | None = None
+    attention: AttentionRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -256,7 +267,10 @@ def _packed(value: object, where: str) -> PackedRecord:
     conv = _convolution(record["convolution"], f"{where}.convolution") if "convolution" in record else None
     recurrent = _recurrent(record["recurrent"], f"{where}.recurrent") if "recurrent" in record else None
     embedding = _embedding(record["embedding"], f"{where}.embedding") if "embedding" in record else None
-    return PackedRecord(format, activation, conv, recurrent, embedding)
+    attention = _attention(record["attention"], f"{where}.attention") if "attention" in record else None
+    if sum(kind is not None for kind in (conv, recurrent, embedding, attention)) > 1:
+        raise ArtifactError(f"{where} must be Int8 of one kind, without another kind, got {sorted(record)!r:.99}")
+    return PackedRecord(format, activation, conv, recurrent, embedding, attention)
 
 
 def _recurrent(value: object, where: str) -> RecurrentRecord:
@@ -276,6 +290,17 @@ def _recurrent(value: object, where: str) -> RecurrentRecord:
     if cell == "gru" and record.get("projection"):
         raise ArtifactError(f"{where}.projection must be false for a GRU")
     return RecurrentRecord(cell, layers, **record)
+
+
+def _attention(value: object, where: str) -> AttentionRecord:
+    record = _object(value, where, {f.name for f in fields(AttentionRecord)}, {"heads"})
+    heads = record.pop("heads")
+    if type(heads) is not int or not 1 <= heads < 2**31:
+        raise ArtifactError(f"{where}.heads must be a positive integer, got {heads!r:.99}")
+    for name, flag in record.items():
+        if not isinstance(flag, bool):
+            raise ArtifactError(f"{where}.{name} must be true or false, got {flag!r:.99}")
+    return AttentionRecord(heads, **record)
 
 
 def _embedding(value: object, where: str) -> EmbeddingRecord:

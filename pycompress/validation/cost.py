@@ -146,7 +146,7 @@ def count_parameters(model: nn.Module) -> int:
     """
     count = sum(parameter.numel() for parameter in model.parameters())
     packed: dict[int, Any] = {id(m.packed): m.packed for m in model.modules() if hasattr(m, "packed")}
-    for weight in packed.values():
+    for weight in (part for parts in packed.values() for part in (parts if isinstance(parts, tuple) else (parts,))):
         if isinstance(getattr(weight, "shape", None), tuple):
             count += math.prod(weight.shape) + (0 if weight.bias is None else weight.shape[0])
     return count
