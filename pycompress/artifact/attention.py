@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ..attention import PackedMultiheadAttention, pack_parts, stems
 from ..formats import Int8
 from .container import ArtifactError
-from .schema import AttentionRecord, LayerRecord
+from .kinds import AttentionRecord
+from .schema import LayerRecord
 
 if TYPE_CHECKING:
     from .contents import Stored

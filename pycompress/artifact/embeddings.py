@@ -11,7 +11,8 @@ from ..formats import Int8
 from ..rows import PackedRows, pack_rows
 from . import coding
 from .container import ArtifactError
-from .schema import EmbeddingRecord, LayerRecord
+from .kinds import EmbeddingRecord
+from .schema import LayerRecord
 
 if TYPE_CHECKING:
     from .contents import Stored

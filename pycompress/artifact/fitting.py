@@ -21,8 +21,9 @@ from ..recurrent import PackedRecurrentLayer
 from . import attention, coding, embeddings, recurrent
 from .container import ArtifactError
 from .contents import Contents, packed_names
+from .kinds import AttentionRecord, ConvRecord
 from .places import Place, groups_of, own_tensors, places, smaller
-from .schema import AttentionRecord, ConvRecord, LayerRecord, PackedRecord
+from .schema import LayerRecord, PackedRecord
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from .container import ArtifactError, digest_fits, read_container
 from .contents import Contents, packed_names, read_contents
 from .durable import check_path, read_file
 from .fitting import Fit, fit
+from .kinds import EmbeddingRecord
 from .places import Place
-from .schema import EmbeddingRecord, LayerRecord, PackedRecord
+from .schema import LayerRecord, PackedRecord
 
 PackedModule = (
     PackedLinear

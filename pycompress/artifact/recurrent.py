@@ -12,7 +12,8 @@ from ..formats import Int8
 from ..kernels.reference import GATES
 from ..recurrent import PackedGRU, PackedLSTM, PackedRecurrentLayer, pack_part
 from .container import ArtifactError
-from .schema import LayerRecord, RecurrentRecord
+from .kinds import RecurrentRecord
+from .schema import LayerRecord
 
 if TYPE_CHECKING:
     from .contents import Stored

@@ -29,8 +29,9 @@ from . import attention, coding, embeddings, recurrent
 from .container import ArtifactError, apart, write_container
 from .contents import packed_names
 from .durable import check_path, write_file
+from .kinds import ConvRecord
 from .places import Place, groups_of, places
-from .schema import ConvRecord, LayerRecord, Metadata, PackedRecord, TensorRecord, write_metadata
+from .schema import LayerRecord, Metadata, PackedRecord, TensorRecord, write_metadata
 
 
 def save(model: nn.Module, path: str | PathLike[str]) -> None:

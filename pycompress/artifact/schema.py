@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -13,6 +12,18 @@ from ..formats import Float32, Format, Grid
 from ..kernels.ops import Activation
 from ..layers import LayerDecision
 from .container import ITEM_BYTES, ArtifactError, read_json, read_shape
+from .kinds import (
+    AttentionRecord,
+    ConvRecord,
+    EmbeddingRecord,
+    RecurrentRecord,
+    read_attention,
+    read_convolution,
+    read_embedding,
+    read_number,
+    read_object,
+    read_recurrent,
+)
 
 VERSION = 1
 
@@ -39,50 +50,6 @@ class TensorRecord:
     nonzeros: bool = False
     grid: Grid | None = None
     nibbles: int | None = None
-
-
-@dataclass(frozen=True)
-class ConvRecord:
-    """A packed convolution: a number or a pair (before, after) for each spatial dimension, and how images lie."""
-
-    stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]
-    channels_last: bool = False
-    output_scale: float | None = None
-
-
-@dataclass(frozen=True)
-class RecurrentRecord:
-    """What a packed LSTM or GRU is beside its tensors; with ``step`` it is an LSTMCell or GRUCell."""
-
-    cell: Literal["lstm", "gru"]
-    layers: int
-    bidirectional: bool = False
-    batch_first: bool = False
-    bias: bool = False
-    projection: bool = False
-    step: bool = False
-
-
-@dataclass(frozen=True)
-class EmbeddingRecord:
-    """What a packed embedding is beside its tensors; with a ``mode`` it is an EmbeddingBag."""
-
-    mode: Literal["sum", "mean", "max"] | None = None
-    padding_idx: int | None = None
-    include_last_offset: bool = False
-    dtype: str = "F32"
-
-
-@dataclass(frozen=True)
-class AttentionRecord:
-    """What packed attention is beside its tensors; ``apart``: q, k and v have weights of their own."""
-
-    heads: int
-    batch_first: bool = False
-    apart: bool = False
-    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,14 +143,14 @@ def read_metadata(text: str) -> Metadata:
     pycompress.artifact.container.ArtifactError: metadata.version must be 1, the one that is known here, got 2
     """
     known = {"version", "tensors", "tied", "layers"}
-    content = _object(read_json(text, "the metadata"), "metadata", known, {"version"})
+    content = read_object(read_json(text, "the metadata"), "metadata", known, {"version"})
     if type(content["version"]) is not int or content["version"] != VERSION:
         raise ArtifactError(
             f"metadata.version must be {VERSION}, the one that is known here, got {content['version']!r:.99}"
         )
-    tensors = _object(content.get("tensors", {}), "metadata.tensors")
-    tied = _object(content.get("tied", {}), "metadata.tied")
-    layers = _object(content.get("layers", {}), "metadata.layers")
+    tensors = read_object(content.get("tensors", {}), "metadata.tensors")
+    tied = read_object(content.get("tied", {}), "metadata.tied")
+    layers = read_object(content.get("layers", {}), "metadata.layers")
     for name, owner in tied.items():
         if not isinstance(owner, str):
             raise ArtifactError(f"metadata.tied[{name!r:.99}] must be the name of a tensor, got {owner!r:.99}")
@@ -216,7 +183,7 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def _tensor(value: object, where: str) -> TensorRecord:
-    record = _object(value, where, {f.name for f in fields(TensorRecord)}, {"shape", "dtype"})
+    record = read_object(value, where, {f.name for f in fields(TensorRecord)}, {"shape", "dtype"})
     dtype, nonzeros = record["dtype"], record.get("nonzeros", False)
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise ArtifactError(f"{where}.dtype must be a known dtype, got {dtype!r:.99}")
@@ -238,7 +205,7 @@ def _tensor(value: object, where: str) -> TensorRecord:
 
 
 def _layer(value: object, name: str, where: str) -> LayerRecord:
-    record = _object(value, where, {f.name for f in fields(LayerRecord)})
+    record = read_object(value, where, {f.name for f in fields(LayerRecord)})
     packed = _packed(record["packed"], f"{where}.packed") if "packed" in record else None
     decision = _decision(record["decision"], name, f"{where}.decision") if "decision" in record else None
     groups = record.get("groups", 1)
@@ -259,94 +226,22 @@ def _chains(value: object, where: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _packed(value: object, where: str) -> PackedRecord:
-    record = _object(value, where, {f.name for f in fields(PackedRecord)}, {"format"})
+    record = read_object(value, where, {f.name for f in fields(PackedRecord)}, {"format"})
     names, activation = get_args(Activation), record.get("activation")
     if "activation" in record and activation not in names:
         raise ArtifactError(f"{where}.activation must be one of {names}, got {activation!r:.99}")
     format = cast(Format, _format(record["format"], f"{where}.format", get_args(Format)))
-    conv = _convolution(record["convolution"], f"{where}.convolution") if "convolution" in record else None
-    recurrent = _recurrent(record["recurrent"], f"{where}.recurrent") if "recurrent" in record else None
-    embedding = _embedding(record["embedding"], f"{where}.embedding") if "embedding" in record else None
-    attention = _attention(record["attention"], f"{where}.attention") if "attention" in record else None
+    conv = read_convolution(record["convolution"], f"{where}.convolution") if "convolution" in record else None
+    recurrent = read_recurrent(record["recurrent"], f"{where}.recurrent") if "recurrent" in record else None
+    embedding = read_embedding(record["embedding"], f"{where}.embedding") if "embedding" in record else None
+    attention = read_attention(record["attention"], f"{where}.attention") if "attention" in record else None
     if sum(kind is not None for kind in (conv, recurrent, embedding, attention)) > 1:
         raise ArtifactError(f"{where} must be Int8 of one kind, without another kind, got {sorted(record)!r:.99}")
     return PackedRecord(format, activation, conv, recurrent, embedding, attention)
 
 
-def _recurrent(value: object, where: str) -> RecurrentRecord:
-    record = _object(value, where, {f.name for f in fields(RecurrentRecord)}, {"cell", "layers"})
-    cell, layers = record.pop("cell"), record.pop("layers")
-    if cell not in ("lstm", "gru"):
-        raise ArtifactError(f"{where}.cell must be 'lstm' or 'gru', got {cell!r:.99}")
-    if type(layers) is not int or not 1 <= layers < 2**31:
-        raise ArtifactError(f"{where}.layers must be a positive integer, got {layers!r:.99}")
-    for name, flag in record.items():
-        if not isinstance(flag, bool):
-            raise ArtifactError(f"{where}.{name} must be true or false, got {flag!r:.99}")
-    if record.get("step") and (
-        layers != 1 or any(record.get(n) for n in ("bidirectional", "batch_first", "projection"))
-    ):
-        raise ArtifactError(f"{where} must be one layer in one direction, without a projection, with step")
-    if cell == "gru" and record.get("projection"):
-        raise ArtifactError(f"{where}.projection must be false for a GRU")
-    return RecurrentRecord(cell, layers, **record)
-
-
-def _attention(value: object, where: str) -> AttentionRecord:
-    record = _object(value, where, {f.name for f in fields(AttentionRecord)}, {"heads"})
-    heads = record.pop("heads")
-    if type(heads) is not int or not 1 <= heads < 2**31:
-        raise ArtifactError(f"{where}.heads must be a positive integer, got {heads!r:.99}")
-    for name, flag in record.items():
-        if not isinstance(flag, bool):
-            raise ArtifactError(f"{where}.{name} must be true or false, got {flag!r:.99}")
-    return AttentionRecord(heads, **record)
-
-
-def _embedding(value: object, where: str) -> EmbeddingRecord:
-    record = _object(value, where, {f.name for f in fields(EmbeddingRecord)})
-    mode, padding, last = record.get("mode"), record.get("padding_idx"), record.get("include_last_offset", False)
-    if "mode" in record and mode not in ("sum", "mean", "max"):
-        raise ArtifactError(f"{where}.mode must be 'sum', 'mean' or 'max', got {mode!r:.99}")
-    if "padding_idx" in record and (type(padding) is not int or not 0 <= padding < 2**63):
-        raise ArtifactError(f"{where}.padding_idx must be an integer of 0 or more, got {padding!r:.99}")
-    if not isinstance(last, bool):
-        raise ArtifactError(f"{where}.include_last_offset must be true or false, got {last!r:.99}")
-    if last and mode is None:
-        raise ArtifactError(f"{where} must have a mode with include_last_offset")
-    if record.get("dtype", "F32") not in ("F32", "F16", "BF16"):
-        raise ArtifactError(f"{where}.dtype must be 'F32', 'F16' or 'BF16', got {record['dtype']!r:.99}")
-    return EmbeddingRecord(mode, padding, last, record.get("dtype", "F32"))
-
-
-def _convolution(value: object, where: str) -> ConvRecord:
-    names = {f.name for f in fields(ConvRecord)}
-    record = _object(value, where, names, {"stride", "padding", "dilation"})
-    stride, padding, dilation = record["stride"], record["padding"], record["dilation"]
-    if not isinstance(padding, list) or not all(_integers(pair, 0) and len(pair) == 2 for pair in padding):
-        raise ArtifactError(f"{where}.padding must be a list of pairs of integers of 0 or more, got {padding!r:.99}")
-    for name, numbers in (("stride", stride), ("dilation", dilation)):
-        if not _integers(numbers, 1):
-            raise ArtifactError(f"{where}.{name} must be a list of positive integers, got {numbers!r:.99}")
-    if not len(stride) == len(dilation) == len(padding) or len(stride) not in (1, 2):
-        raise ArtifactError(f"{where} must have one or two spatial dimensions, got {value!r:.99}")
-    last, scale = record.get("channels_last", False), record.get("output_scale")
-    if not isinstance(last, bool):
-        raise ArtifactError(f"{where}.channels_last must be true or false, got {last!r:.99}")
-    if "output_scale" in record:
-        scale = _number(scale, f"{where}.output_scale")
-        if not last:
-            raise ArtifactError(f"{where} must have channels_last with an output_scale")
-    pads = tuple((before, after) for before, after in padding)
-    return ConvRecord(tuple(stride), pads, tuple(dilation), last, scale)
-
-
-def _integers(value: object, low: int) -> bool:
-    return isinstance(value, list) and all(type(n) is int and low <= n < 2**31 for n in value)
-
-
 def _decision(value: object, name: str, where: str) -> LayerDecision:
-    record = _object(value, where, {f.name for f in fields(LayerDecision)} - {"name"}, {"kind"})
+    record = read_object(value, where, {f.name for f in fields(LayerDecision)} - {"name"}, {"kind"})
     for key, item in record.items():
         if key == "format":
             record[key] = _format(item, f"{where}.format", get_args(Format))
@@ -357,12 +252,12 @@ def _decision(value: object, name: str, where: str) -> LayerDecision:
             if type(item) is not int or not 0 <= item < 2**63:
                 raise ArtifactError(f"{where}.rows must be an integer of 0 or more, got {item!r:.99}")
         else:
-            _number(item, f"{where}.{key}")
+            read_number(item, f"{where}.{key}")
     return LayerDecision(name, **record)
 
 
 def _format(value: object, where: str, allowed: tuple[type, ...]) -> Any:
-    record = dict(_object(value, where))
+    record = dict(read_object(value, where))
     cls = _FORMATS.get(str(record.pop("name", None)))
     if cls not in allowed:
         raise ArtifactError(f"{where} must be one of {[c.__name__ for c in allowed]}, got {value!r:.99}")
@@ -385,29 +280,7 @@ def _format(value: object, where: str, allowed: tuple[type, ...]) -> Any:
 
 
 def _scale(value: object, where: str) -> float:
-    number = _number(value, where)
+    number = read_number(value, where)
     if not 2.0**-149 <= number < 2.0**128 * (1 - 2.0**-25):
         raise ArtifactError(f"{where} must be a positive number of float32, got {value!r:.99}")
     return number
-
-
-def _number(value: object, where: str) -> float:
-    if type(value) is float and math.isfinite(value):
-        return value
-    if type(value) is int and abs(value) < 2**63:
-        return value
-    raise ArtifactError(f"{where} must be a finite number, got {value!r:.99}")
-
-
-def _object(
-    value: object, where: str, known: set[str] | None = None, required: set[str] | None = None
-) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{where} must be a JSON object, got {value!r:.99}")
-    unknown = set(value) - (known if known is not None else set(value))
-    if unknown or (required or set()) - set(value):
-        raise ArtifactError(
-            f"{where} must have the keys {sorted(required or [])} and may have {sorted(known or [])}, got "
-            f"{sorted(value)!r:.99}"
-        )
-    return value

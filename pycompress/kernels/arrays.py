@@ -33,6 +33,22 @@ def is_plain_tensor(x: Any) -> bool:
     )
 
 
+def is_plain_image(x: Any) -> bool:
+    """Whether x is a 4-D float32 or int8 CPU tensor, channels last, not of a subclass, that needs no grad."""
+    torch = sys.modules.get("torch")
+    return (
+        torch is not None
+        and type(x) is torch.Tensor
+        and x.ndim == 4
+        and (x.dtype is torch.float32 or x.dtype is torch.int8)
+        and x.is_cpu
+        and x.layout is torch.strided
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_neg()
+        and not (x.requires_grad and torch.is_grad_enabled())
+    )
+
+
 def is_bfloat16(x: Any) -> bool:
     """Whether x is a bfloat16 tensor, a type that NumPy lacks."""
     return is_tensor(x) and x.dtype is sys.modules["torch"].bfloat16

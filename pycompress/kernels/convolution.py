@@ -318,7 +318,7 @@ def conv(
     native, dimensions = packed._native, len(packed.shape)
     if native is not None:  # the short ways of the common cases
         if packed.channels_last:
-            if is_plain_image(x) and (x.element_size() == 4 or packed.input_scale is not None):
+            if arrays.is_plain_image(x) and (x.element_size() == 4 or packed.input_scale is not None):
                 return _conv_last(x, packed, native, code, output_scale or 0.0)
         elif arrays.is_plain_tensor(x) and x.ndim == dimensions and x.shape[-1] > 0:
             height, width = _out_sizes(x, packed)
@@ -351,22 +351,6 @@ def conv(
         if x.is_contiguous(memory_format=torch.channels_last):
             return result.contiguous(memory_format=torch.channels_last)
     return result
-
-
-def is_plain_image(x: Any) -> bool:
-    """Whether x is a 4-D float32 or int8 CPU tensor, channels last, not of a subclass, that needs no grad."""
-    torch = sys.modules.get("torch")
-    return (
-        torch is not None
-        and type(x) is torch.Tensor
-        and x.ndim == 4
-        and (x.dtype is torch.float32 or x.dtype is torch.int8)
-        and x.is_cpu
-        and x.layout is torch.strided
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not x.is_neg()
-        and not (x.requires_grad and torch.is_grad_enabled())
-    )
 
 
 def _conv_last(x: Any, packed: PackedConv, native: Any, code: int, output_scale: float) -> Any:
