@@ -140,6 +140,7 @@ class Pool {
   // on; older ones take no notice).
   static void ask_for_short_turns() {
 #if defined(__linux__) && defined(SYS_sched_setattr)
+    if (sched_getscheduler(0) != SCHED_OTHER) return;  // somebody has chosen another way for this process
     struct {
       std::uint32_t size = 48, policy = 0;
       std::uint64_t flags = 0;
