@@ -23,7 +23,7 @@ from .formats import Format, Int4, Int8, Sparse
 from .fusing import seen_together, sequential_pairs, traced_pairs
 from .grids import grid_of
 from .images import alternative, channels_last, faster, together
-from .layers import LayerDecision, PackedLinear, set_decision
+from .layers import LayerDecision, PackedLayer, PackedLinear, set_decision
 from .linears import (
     DYNAMIC,
     ON_REQUEST,
@@ -40,7 +40,7 @@ from .linears import (
 from .progress import track
 from .recording import Seen, record, run
 from .selection import listed
-from .substitutes import RECURRENT, PackedModule, accept, int8_layer, obstacle, rows, substitutes_for, tell_ties
+from .substitutes import RECURRENT, accept, int8_layer, obstacle, rows, substitutes_for, tell_ties
 from .timing import Clock, compare
 
 
@@ -125,14 +125,14 @@ def pack(
     for name, layer in track(layers.items(), "packing"):
         entry, pair = seen.get(layer, Seen()), pairs.get(layer)
         note = obstacles[layer] or entry.obstacle or ("" if entry.calls else "never called by example_inputs")
-        modules: list[PackedModule] = []
+        modules: list[PackedLayer] = []
         if not note:
             modules, note = substitutes_for(layer, entry, None if pair is None else pair.name, format, records, shared)
         dense = [layer] if layer not in folds else [folds[layer].layer, folds[layer].norm]
         dense += [] if pair is None else [pair.module]
         kind = "+".join(type(module).__name__ for module in dense)
         decision = LayerDecision(name, kind, rows=rows(layer, entry.inputs), reason=note)
-        chosen: PackedModule | None = None
+        chosen: PackedLayer | None = None
         if modules and force:
             chosen, decision = modules[0], replace(decision, reason=joined("forced, not measured", note))
         elif modules:
@@ -177,8 +177,8 @@ def _is_int8(layer: nn.Module, format: Format | None) -> bool:
 
 
 def _fastest(
-    dense: list[nn.Module], modules: list[PackedModule], inputs: list[Any], decision: LayerDecision, clock: Clock
-) -> tuple[PackedModule | None, LayerDecision]:
+    dense: list[nn.Module], modules: list[PackedLayer], inputs: list[Any], decision: LayerDecision, clock: Clock
+) -> tuple[PackedLayer | None, LayerDecision]:
     """Time packed layers against dense modules; return the one with the best lower end, or None, and the decision."""
     if not decision.rows:
         return None, replace(decision, reason=joined("example_inputs give it no rows", decision.reason))
@@ -301,7 +301,7 @@ def quantize_dynamic(
         if name in kept:
             set_decision(targets[name], decision)
         else:
-            packed: PackedModule
+            packed: PackedLayer
             if isinstance(layer, (*RECURRENT, nn.MultiheadAttention)):
                 packed, note = int8_layer(layer), ""
             elif isinstance(layer, EMBEDDINGS):

@@ -14,28 +14,16 @@ from . import attention, cells, convolutions, embeddings, linears, recurrent
 from .attention import PackedMultiheadAttention
 from .cells import CELLS, PackedCell
 from .convolutions import CONVOLUTIONS, PackedConv1d, PackedConv2d
-from .embeddings import EMBEDDINGS, PackedEmbedding, PackedEmbeddingBag
+from .embeddings import EMBEDDINGS
 from .formats import Format, Int8
 from .grids import GridRecord
 from .kernels.ops import Activation
-from .layers import LayerDecision, PackedLinear, set_decision
+from .layers import LayerDecision, PackedLayer, PackedLinear, set_decision
 from .linears import Shared, joined
 from .recording import Seen
 from .recurrent import PackedGRU, PackedLSTM
 
 RECURRENT = (nn.LSTM, nn.GRU, *CELLS)
-
-PackedModule = (
-    PackedLinear
-    | PackedConv1d
-    | PackedConv2d
-    | PackedLSTM
-    | PackedGRU
-    | PackedCell
-    | PackedEmbedding
-    | PackedEmbeddingBag
-    | PackedMultiheadAttention
-)
 
 
 def obstacle(layer: nn.Module) -> str:
@@ -62,7 +50,7 @@ def substitutes_for(
     format: Format | None,
     records: Mapping[int, GridRecord],
     shared: Shared,
-) -> tuple[list[PackedModule], str]:
+) -> tuple[list[PackedLayer], str]:
     """Return the packed layers worth trying in the place of a layer, in eval mode, and a note.
 
     Parameters
@@ -121,7 +109,7 @@ def int8_layer(
     return recurrent.packed_of(layer)
 
 
-def accept(module: PackedModule, decision: LayerDecision) -> None:
+def accept(module: PackedLayer, decision: LayerDecision) -> None:
     """Record on a packed layer why it is there.
 
     Examples

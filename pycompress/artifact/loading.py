@@ -13,15 +13,12 @@ from torch import Tensor, nn
 
 from .. import grids, kernels, masks
 from ..activations import activation_of, fused_identity
-from ..attention import PackedMultiheadAttention, keep_dense_
-from ..cells import PackedCell
+from ..attention import keep_dense_
 from ..chains import chained
 from ..convolutions import PackedConv1d, PackedConv2d
-from ..embeddings import PackedEmbedding, PackedEmbeddingBag
 from ..formats import Int4, Int8
 from ..grids import GridRecord
-from ..layers import PackedLinear, decisions, set_decision
-from ..recurrent import PackedGRU, PackedLSTM
+from ..layers import PackedLayer, PackedLinear, decisions, set_decision
 from ..rows import PackedRows
 from . import attention, coding, embeddings, recurrent
 from .container import ArtifactError, digest_fits, read_container
@@ -32,17 +29,6 @@ from .kinds import EmbeddingRecord
 from .places import Place
 from .schema import LayerRecord, PackedRecord
 
-PackedModule = (
-    PackedLinear
-    | PackedConv1d
-    | PackedConv2d
-    | PackedLSTM
-    | PackedGRU
-    | PackedCell
-    | PackedEmbedding
-    | PackedEmbeddingBag
-    | PackedMultiheadAttention
-)
 PackedNumbers = kernels.PackedWeight | kernels.PackedConv | PackedRows
 
 
@@ -52,7 +38,7 @@ class _Decoded:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     grids: dict[str, GridRecord | None] = field(default_factory=dict)
-    packed: dict[str, PackedModule] = field(default_factory=dict)
+    packed: dict[str, PackedLayer] = field(default_factory=dict)
 
 
 def load(path: str | PathLike[str], into: nn.Module | Callable[[], nn.Module]) -> nn.Module:
@@ -150,7 +136,7 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
     return decoded
 
 
-def _module(path: str, weight: PackedNumbers, record: PackedRecord) -> PackedModule:
+def _module(path: str, weight: PackedNumbers, record: PackedRecord) -> PackedLayer:
     if isinstance(weight, PackedRows):
         return embeddings.module_of(weight, cast(EmbeddingRecord, record.embedding))
     if isinstance(weight, kernels.PackedWeight):
@@ -209,7 +195,7 @@ def _apply(model: nn.Module, fit: Fit, contents: Contents, decoded: _Decoded) ->
         alone = all(place.tensor is holder for place in group) and holders[id(holder)] == len(group)
         _fill(group, decoded.tensors[owner], keep=alone and not holder.is_meta)
     result = model
-    put: dict[int, PackedModule] = {}
+    put: dict[int, PackedLayer] = {}
     for path, packed in decoded.packed.items():
         substitute = put.setdefault(id(fit.modules[path]), packed)
         if path:
@@ -244,7 +230,7 @@ def _fill(group: list[Place], tensor: Tensor, keep: bool) -> None:
         cast(dict[str, Tensor], table)[place.attribute] = new
 
 
-def _replace(parent: nn.Module, key: str, layer: PackedModule) -> None:
+def _replace(parent: nn.Module, key: str, layer: PackedLayer) -> None:
     """Put a packed layer into its parent; the activation behind it in a Sequential that it computes goes."""
     parent._modules[key] = layer
     activation = getattr(layer, "activation", None)

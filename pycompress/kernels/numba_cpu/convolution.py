@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import reference
 from ..reference import ConvState, Float, Int8Array
-from ..reference.convolution import Pair, nan_images, to_channels_last
+from ..reference.convolution import Pair, nan_images, on_channels_last
 from ..threads import run
 from .activations import activate
 from .compiling import as_input, kernel
@@ -68,35 +66,6 @@ def _rows(q, image_scales, weight, scales, bias, stride, dilation, group_outputs
             y[n, o, r, k] = activate(np.float32(total[k] + part[k]) * factor + bias[o], activation)
 
 
-def pack_conv_last(
-    weight: Int8Array,
-    scale: Float,
-    bias: Float | None,
-    input_scale: float | None,
-    stride: Pair,
-    padding: tuple[int, int, int, int],
-    dilation: Pair,
-    groups: int,
-) -> ConvState:
-    """Keep the integers as they are."""
-    return pack_conv(weight, scale, bias, input_scale, stride, padding, dilation, groups)
-
-
-def int8_conv_last(
-    x: Float | Int8Array,
-    state: ConvState,
-    height: int,
-    width: int,
-    activation: int,
-    threads: int,
-    output_scale: float = 0.0,
-) -> NDArray[Any]:
-    """Convolve images [images, height, width, channels], float32 or int8; the result is int8 with an output scale."""
-    planes = cast("Float | Int8Array", np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-    y = int8_conv(planes, state, height, width, activation, threads)
-    return to_channels_last(y, nan_images(x), output_scale)
-
-
 def int8_conv(x: Float | Int8Array, state: ConvState, height: int, width: int, activation: int, threads: int) -> Float:
     """``y = float(sum of q_x * q_w) * (s_x[n] * s_w[o]) + bias[o]``; height and width are those of the output."""
     images = len(x)
@@ -115,3 +84,7 @@ def int8_conv(x: Float | Int8Array, state: ConvState, height: int, width: int, a
     row_ns = 50 + width * state.weight[0].size / 8
     run(_rows, images * outputs * height, row_ns, threads, *arguments, outputs // state.groups, activation, y)
     return y
+
+
+pack_conv_last = pack_conv
+int8_conv_last = on_channels_last(int8_conv)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -80,33 +81,24 @@ def to_channels_last(y: Float, nan: NDArray[np.bool_], output_scale: float) -> N
     return q
 
 
-def pack_conv_last(
-    weight: Int8Array,
-    scale: Float,
-    bias: Float | None,
-    input_scale: float | None,
-    stride: Pair,
-    padding: tuple[int, int, int, int],
-    dilation: Pair,
-    groups: int,
-) -> ConvState:
-    """Keep the integers as they are."""
-    return pack_conv(weight, scale, bias, input_scale, stride, padding, dilation, groups)
+def on_channels_last(convolve: Callable[..., Float]) -> Callable[..., NDArray[Any]]:
+    """Return int8_conv_last of a backend, made of its int8_conv."""
 
+    def int8_conv_last(
+        x: Float | Int8Array,
+        state: ConvState,
+        height: int,
+        width: int,
+        activation: int,
+        threads: int,
+        output_scale: float = 0.0,
+    ) -> NDArray[Any]:
+        """Convolve images [images, height, width, channels], float32 or int8; int8 results with an output scale."""
+        planes = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        y = convolve(planes, state, height, width, activation, threads)
+        return to_channels_last(y, nan_images(x), output_scale)
 
-def int8_conv_last(
-    x: Float | Int8Array,
-    state: ConvState,
-    height: int,
-    width: int,
-    activation: int,
-    threads: int,
-    output_scale: float = 0.0,
-) -> NDArray[Any]:
-    """Convolve images [images, height, width, channels], float32 or int8; the result is int8 with an output scale."""
-    planes = cast("Float | Int8Array", np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-    y = int8_conv(planes, state, height, width, activation, threads)
-    return to_channels_last(y, nan_images(x), output_scale)
+    return int8_conv_last
 
 
 def int8_conv(x: Float | Int8Array, state: ConvState, height: int, width: int, activation: int, threads: int) -> Float:
@@ -130,3 +122,7 @@ def int8_conv(x: Float | Int8Array, state: ConvState, height: int, width: int, a
         y = sums.astype(np.float32) * (scale[:, None] * state.scale[None, :])[:, :, None, None]
         y = y + state.bias[:, None, None]
     return activate(y, activation)
+
+
+pack_conv_last = pack_conv
+int8_conv_last = on_channels_last(int8_conv)
