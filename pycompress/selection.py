@@ -17,7 +17,10 @@ Pattern = str | type[nn.Module]
 
 
 def select(
-    model: nn.Module, include: Sequence[Pattern] | None = None, exclude: Sequence[Pattern] | None = None
+    model: nn.Module,
+    include: Sequence[Pattern] | None = None,
+    exclude: Sequence[Pattern] | None = None,
+    kinds: tuple[type[nn.Module], ...] = LAYERS,
 ) -> dict[str, nn.Module]:
     """Return the Linear, Conv1d and Conv2d layers of a model by name, at any depth, one for each weight.
 
@@ -30,6 +33,8 @@ def select(
     include, exclude : list of str or module types, optional
         Name patterns such as ``"encoder.*"`` (``*``, ``?`` and ``[]`` as in a shell), or types. All layers are
         included by default, and none excluded.
+    kinds : tuple of module types
+        What counts as a layer.
 
     Returns
     -------
@@ -48,16 +53,15 @@ def select(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    layers: dict[str, nn.Module] = {
-        name: module for name, module in model.named_modules() if isinstance(module, LAYERS)
-    }
+    layers: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     if not layers:
-        raise ValueError("model must have a Linear, Conv1d or Conv2d layer, got none")
+        others = "" if kinds == LAYERS else " (or a recurrent one, an embedding or attention)"
+        raise ValueError(f"model must have a Linear, Conv1d or Conv2d layer{others}, got none")
     included = set(layers) if include is None else _matches(layers, include, "include")
     excluded = set() if exclude is None else _matches(layers, exclude, "exclude")
     groups: dict[int, list[str]] = {}
     for name, module in layers.items():
-        groups.setdefault(id(getattr(module, "weight", None)), []).append(name)
+        groups.setdefault(id(weight_or_self(module)), []).append(name)
     chosen = {
         names[0]: layers[names[0]]
         for names in groups.values()
@@ -66,6 +70,19 @@ def select(
     if not chosen:
         raise ValueError(f"include and exclude must leave a layer, got none of {list(layers)}")
     return chosen
+
+
+def weight_or_self(module: nn.Module) -> object:
+    """Return what modules that are selected together share: the weight, or the module itself where it has none.
+
+    Examples
+    --------
+    >>> layer, cell = nn.Linear(2, 1), nn.GRUCell(2, 1)
+    >>> weight_or_self(layer) is layer.weight, weight_or_self(cell) is cell
+    (True, True)
+    """
+    weight = module._parameters.get("weight")
+    return module if weight is None else weight
 
 
 def _matches(layers: dict[str, nn.Module], patterns: Sequence[Pattern], argument: str) -> set[str]:

@@ -380,7 +380,7 @@ def test_files_and_models_that_do_not_fit(tmp_path):
     pc.save(packed, tmp_path / "packed")
     for module, message in (
         (nn.Embedding(51, 12), "num_embeddings"),
-        (nn.Embedding(50, 13), "embedding_dim"),
+        (nn.Embedding(50, 11), "embedding_dim"),
         (nn.Linear(12, 50), "a packed Embedding in the file and Linear in the model"),
         (nn.EmbeddingBag(50, 12), "a packed Embedding in the file and EmbeddingBag in the model"),
     ):

@@ -20,7 +20,7 @@ ROWS = [
     "validation prune quantize structure distill packing rescaling",
     "images substitutes calibration",
     "artifact training scores fusing explaining",
-    "cells",
+    "cells heads",
     "recurrent convolutions chains folding embeddings attention",
     "layers linears recording observers",
     "masks grids data timing progress schedules rows",

@@ -18,6 +18,7 @@ from ..chains import chained
 from ..convolutions import PackedConv1d, PackedConv2d
 from ..formats import Int4, Int8
 from ..grids import GridRecord
+from ..heads import keep_plain_
 from ..layers import PackedLayer, PackedLinear, decisions, set_decision
 from ..rows import PackedRows
 from . import attention, coding, embeddings, recurrent
@@ -26,7 +27,7 @@ from .contents import Contents, packed_names, read_contents
 from .durable import check_path, read_file
 from .fitting import Fit, fit
 from .kinds import EmbeddingRecord
-from .places import Place
+from .places import Place, resize_
 from .schema import LayerRecord, PackedRecord
 
 PackedNumbers = kernels.PackedWeight | kernels.PackedConv | PackedRows
@@ -45,10 +46,10 @@ def load(path: str | PathLike[str], into: nn.Module | Callable[[], nn.Module]) -
     """Fill a model from an artifact that :func:`save` wrote.
 
     The model gets the numbers, dtypes and ties of the file, bit for bit, on the devices that it has. Layers are made
-    smaller where the file holds fewer channels (Linear, Conv, BatchNorm, GroupNorm, PReLU), and replaced by packed ones
-    where it holds these, with the decisions about them; the weights are packed for the CPU at hand, and nothing is
-    measured. Grids of quantized layers are recorded again. Masks that the model had are dropped. A model with packed
-    layers is for inference: it is in eval mode then and its parameters require no grad.
+    smaller where the file holds fewer channels, hidden units or heads (what :func:`pycompress.simplify` takes away),
+    and replaced by packed ones where it holds these, with the decisions about them; the weights are packed for the CPU
+    at hand, and nothing is measured. Grids of quantized layers are recorded again. Masks that the model had are
+    dropped. A model with packed layers is for inference: it is in eval mode then and its parameters require no grad.
 
     Parameters
     ----------
@@ -178,9 +179,6 @@ def _apply(model: nn.Module, fit: Fit, contents: Contents, decoded: _Decoded) ->
         grids.set_grid(module, None)
     for path in decisions(model):
         set_decision(fit.modules[path], None)
-    for module, sizes in fit.sizes:
-        for name, size in sizes.items():
-            setattr(module, name, size)
     groups: dict[str, list[Place]] = {}
     for name, place in fit.places.items():
         owner = contents.owner(name)
@@ -194,6 +192,9 @@ def _apply(model: nn.Module, fit: Fit, contents: Contents, decoded: _Decoded) ->
         holder = group[0].tensor
         alone = all(place.tensor is holder for place in group) and holders[id(holder)] == len(group)
         _fill(group, decoded.tensors[owner], keep=alone and not holder.is_meta)
+    for module, sizes in fit.sizes:
+        resize_(module, sizes)
+    keep_plain_(model)
     result = model
     put: dict[int, PackedLayer] = {}
     for path, packed in decoded.packed.items():

@@ -13,6 +13,7 @@ from ..kernels.reference import GATES
 from ..recurrent import PackedGRU, PackedLSTM, PackedRecurrentLayer, pack_part
 from .container import ArtifactError
 from .kinds import RecurrentRecord
+from .places import fits
 from .schema import LayerRecord
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ def faults(path: str, module: nn.Module, record: RecurrentRecord, tensors: dict[
     found = (record.layers, record.bidirectional, record.batch_first, record.bias, *sizes)
     names = ("num_layers", "bidirectional", "batch_first", "bias", "input_size", "hidden_size", "proj_size")
     built = tuple(getattr(module, name) for name in names)
-    return [] if found == built else [f"{path}, {names} {found} in the file and {built} in the model"]
+    told = f"{path}, {names} {found} in the file and {built} in the model"
+    return [] if fits(found, built, slice(4, 7)) else [told]
 
 
 def _step_faults(path: str, module: nn.Module, record: RecurrentRecord, tensors: dict[str, Stored]) -> list[str]:
@@ -143,7 +145,8 @@ def _step_faults(path: str, module: nn.Module, record: RecurrentRecord, tensors:
     found = (record.bias, inputs, rows // GATES[record.cell])
     names = ("bias", "input_size", "hidden_size")
     built = tuple(getattr(module, name) for name in names)
-    return [] if found == built else [f"{path}, {names} {found} in the file and {built} in the model"]
+    told = f"{path}, {names} {found} in the file and {built} in the model"
+    return [] if fits(found, built, slice(1, 3)) else [told]
 
 
 def build(path: str, record: RecurrentRecord, tensors: dict[str, Tensor]) -> PackedLSTM | PackedGRU | PackedCell:

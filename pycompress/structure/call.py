@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from .labels import Coupling, varying
+from .labels import Coupling, Stack, unlabelled, varying
 from .tracing import Seen
 
 MIXES = "is not known to keep channels apart"
 SIZES = "has fixed sizes, which would not follow the channels"
 
-Labels = Tensor | tuple[Tensor, ...]
-"""The labels of a tensor, or of a tuple of tensors."""
+Labels = Tensor | Stack | tuple["Labels", ...]
+"""The labels of a tensor, or of a tuple of such."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Call:
         Of the tensors among the arguments, in their order, repeated where an argument is.
     numbers : dict of node to list of Tensor
         For each size that a node gives, the units that it counts.
+    known : dict of node to labels
+        Of all nodes before this one.
     seen : dict of node to Seen
     """
 
@@ -43,6 +45,7 @@ class Call:
     labels: list[Tensor]
     shapes: list[tuple[int, ...]]
     numbers: dict[fx.Node, list[Tensor]]
+    known: dict[fx.Node, Labels]
     seen: dict[fx.Node, Seen]
 
     @property
@@ -69,6 +72,22 @@ class Call:
         """Return the value that an argument without tensors had."""
         return fx.node.map_arg(argument, lambda node: self.seen[node].value)
 
+    def labels_of(self, argument: Any) -> Any:
+        """Return the labels of an argument, a tensor or a tuple of such; None where it is None."""
+        if isinstance(argument, (tuple, list)):
+            return tuple(map(self.labels_of, argument))
+        if not isinstance(argument, fx.Node):
+            return None
+        seen = self.seen[argument]
+        if seen.shape is None and seen.parts is None:
+            return None
+        return self.known.get(argument, unlabelled_like(seen))
+
+    def entering(self) -> list[Tensor]:
+        """Return the labels of all tensors among the arguments, also of those in tuples."""
+        found = (self.known[node] for node in self.node.all_input_nodes if node in self.known)
+        return [part for labels in found for part in tensors_of(labels)]
+
     def follows(self, size: Any, labels: Tensor) -> bool:
         """Whether a size is computed from the number of some of these units."""
         if not isinstance(size, fx.Node):
@@ -89,3 +108,31 @@ def one_dimension(labels: Tensor) -> Tensor | str:
     (tensor([[1, 2]]), 'is not known to keep channels apart')
     """
     return labels if len(varying(labels)) <= 1 else MIXES
+
+
+def unlabelled_like(seen: Seen) -> Labels:
+    """Return the labels of a tensor, or of a tuple of such, without units.
+
+    Examples
+    --------
+    >>> unlabelled_like(Seen(parts=(Seen(shape=(2, 3)), Seen(value=1))))
+    (tensor([[-1]]), tensor(-1))
+    """
+    if seen.parts is not None:
+        return tuple(map(unlabelled_like, seen.parts))
+    return unlabelled(len(seen.shape or ()))
+
+
+def tensors_of(labels: Labels) -> Iterator[Tensor]:
+    """Yield all labels in a tuple of tensors.
+
+    Examples
+    --------
+    >>> [*tensors_of((torch.tensor([1]), Stack((torch.tensor([2]),))))]
+    [tensor([1]), tensor([2])]
+    """
+    if isinstance(labels, Tensor):
+        yield labels
+    else:
+        for part in labels.rows if isinstance(labels, Stack) else labels:
+            yield from tensors_of(part)

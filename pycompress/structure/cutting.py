@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import grids, masks
+from ..artifact.places import own_tensors, resize_, smaller
+from ..heads import keep_plain_
 from ..selection import LAYERS
-from .labels import Coupling
+from .labels import Coupling, Part
 
 
 def cut_(model: nn.Module, coupling: Coupling, lost: Tensor) -> None:
@@ -36,10 +38,42 @@ def cut_(model: nn.Module, coupling: Coupling, lost: Tensor) -> None:
     """
     for parameter in model.parameters():
         parameter.grad = None
-    for name in dict.fromkeys([*coupling.outputs, *coupling.inputs]):
-        given, taken = _kept(coupling.outputs.get(name), lost), _kept(coupling.inputs.get(name), lost)
-        if given is not None or taken is not None:
-            _cut_module_(model.get_submodule(name), given, taken)
+    for name, every in coupling.units().items():
+        if not any(_kept(units, lost) is not None for units in every):
+            continue
+        module = model.get_submodule(name)
+        given, taken = coupling.outputs.get(name), coupling.inputs.get(name)
+        if name in coupling.parts:
+            parts, groups = coupling.parts[name], _groups(module, taken, lost)
+        else:
+            parts, groups = _parts(module, given, taken, lost)
+        _cut_module_(module, _cuts(parts, lost), groups)
+        if not own_tensors(module) and hasattr(module, "num_features"):  # a normalization
+            resize_(module, {"num_features": int((~torch.isin(every[0], lost.nonzero()[:, 0])).sum())})
+    keep_plain_(model)
+
+
+def _parts(module: nn.Module, given: Tensor | None, taken: Tensor | None, lost: Tensor) -> tuple[list[Part], int]:
+    """Return the parts of a Linear, a convolution, or a module for each channel, and the groups that are left."""
+    names = own_tensors(module)
+    if not isinstance(module, LAYERS):  # what it takes is what it gives
+        assert taken is not None
+        return [Part(name, 0, taken) for name, tensor in names.items() if tensor.ndim > 0], 1
+    groups = getattr(module, "groups", 1)
+    parts = [] if given is None else [Part(name, 0, given) for name in ("weight", "bias") if name in names]
+    if taken is not None and groups > 1 and groups == taken.numel():
+        groups = _groups(module, taken, lost)  # a depthwise weight has one input for each output
+    elif taken is not None:
+        parts.append(Part("weight", 1, taken.reshape(groups, -1)[0]))
+    return parts, groups
+
+
+def _groups(module: nn.Module, taken: Tensor | None, lost: Tensor) -> int:
+    groups: int = getattr(module, "groups", 1)
+    kept = _kept(taken, lost)
+    if taken is None or kept is None or groups == 1 or groups != taken.numel():
+        return groups
+    return int(kept.sum())
 
 
 def _kept(units: Tensor | None, lost: Tensor) -> Tensor | None:
@@ -50,57 +84,60 @@ def _kept(units: Tensor | None, lost: Tensor) -> Tensor | None:
     return None if bool(kept.all()) else kept
 
 
-def _cut_module_(module: nn.Module, given: Tensor | None, taken: Tensor | None) -> None:
-    sizes: dict[str, int] = {}
-    if not isinstance(module, LAYERS):  # what it takes is what it gives
-        given, taken = taken, None
-        assert given is not None
-        count = int(given.sum())
-        names = ["num_features", "num_parameters", "num_channels"]
-        sizes = {name: count for name in names if hasattr(module, name)}
-        if isinstance(module, nn.GroupNorm):
-            sizes["num_groups"] = count * module.num_groups // given.numel()
-    else:
-        kind = "features" if isinstance(module, nn.Linear) else "channels"
-        if given is not None:
-            sizes[f"out_{kind}"] = int(given.sum())
-        if taken is not None:
-            sizes[f"in_{kind}"] = int(taken.sum())
-            groups = getattr(module, "groups", 1)
-            if groups > 1 and groups == taken.numel():
-                sizes["groups"], taken = int(taken.sum()), None  # a depthwise weight has one input for each output
-            elif groups > 1:
-                taken = taken.reshape(groups, -1)[0]
-    _cut_tensors_(module, _indices(given), _indices(taken))
-    for name, size in sizes.items():
-        setattr(module, name, size)
+_Cuts = dict[str, list[tuple[int, Tensor]]]
+"""For each tensor of a module: the indices that stay along some of its dimensions."""
 
 
-def _indices(kept: Tensor | None) -> Tensor | None:
-    return None if kept is None else kept.nonzero()[:, 0]
+def _cuts(parts: list[Part], lost: Tensor) -> _Cuts:
+    cuts: _Cuts = {}
+    for part in parts:
+        kept = _kept(part.units, lost)
+        if kept is not None:
+            cuts.setdefault(part.parameter, []).append((part.dim, kept.nonzero()[:, 0]))
+    return cuts
 
 
-def _cut_tensors_(module: nn.Module, rows: Tensor | None, columns: Tensor | None) -> None:
-    """Keep some entries along the first (rows) and the second dimension (columns) of all tensors of a module."""
+def _cut_module_(module: nn.Module, cuts: _Cuts, groups: int) -> None:
+    """Keep some entries of the tensors of a module and of its children; its sizes follow."""
+    own: _Cuts = {}
+    children: dict[str, _Cuts] = {}
+    for name, indices in cuts.items():
+        child, _, last = name.rpartition(".")
+        (children.setdefault(child, {}) if child else own)[last] = indices
+    for child, below in children.items():
+        _cut_module_(module.get_submodule(child), below, 1)
+    shapes = {}
+    for name, tensor in own_tensors(module).items():
+        shape = list(tensor.shape)
+        for dim, kept in own.get(name, ()):
+            shape[dim] = kept.numel()
+        shapes[name] = tuple(shape)
+    sizes = smaller(module, shapes, groups)
+    assert sizes is not None, (module, shapes)
+    _cut_tensors_(module, own)
+    resize_(module, sizes)
 
-    def cut(tensor: Tensor) -> Tensor:
-        if rows is not None and tensor.ndim > 0:
-            tensor = tensor.index_select(0, rows.to(tensor.device))
-        if columns is not None and tensor.ndim > 1:
-            tensor = tensor.index_select(1, columns.to(tensor.device))
+
+def _cut_tensors_(module: nn.Module, cuts: _Cuts) -> None:
+    def cut(tensor: Tensor, indices: list[tuple[int, Tensor]]) -> Tensor:
+        for dim, kept in indices:
+            if dim < tensor.ndim:
+                tensor = tensor.index_select(dim, kept.to(tensor.device))
         return tensor
 
     attached = {name: mask for name in module._parameters if (mask := masks.mask_of(module, name)) is not None}
     masks.finalize_(module)
     for name, parameter in module._parameters.items():
-        if parameter is not None:
-            module._parameters[name] = nn.Parameter(cut(parameter.detach()).clone(), parameter.requires_grad)
+        if parameter is not None and name in cuts:
+            new = cut(parameter.detach(), cuts[name]).clone()
+            module._parameters[name] = nn.Parameter(new, parameter.requires_grad)
     for name, buffer in module._buffers.items():
-        if buffer is not None:
-            module._buffers[name] = cut(buffer)
+        if buffer is not None and name in cuts:
+            module._buffers[name] = cut(buffer, cuts[name])
     for name, mask in attached.items():
-        masks.attach_(module, name, cut(mask))
+        masks.attach_(module, name, cut(mask, cuts.get(name, [])))
     grid = grids.grid_of(module)
-    if grid is not None:
-        cut_grid = dataclasses.replace(grid, scale=cut(grid.scale), zero_point=cut(grid.zero_point))
-        grids.set_grid(module, cut_grid)
+    if grid is not None and "weight" in cuts:
+        rows = [(dim, kept) for dim, kept in cuts["weight"] if dim == 0]
+        grid = dataclasses.replace(grid, scale=cut(grid.scale, rows), zero_point=cut(grid.zero_point, rows))
+        grids.set_grid(module, grid)

@@ -47,29 +47,31 @@ def mark_modules(model: nn.Module, traced: Trace, coupling: Coupling) -> None:
     >>> coupling.marks[-1].reason
     '0 and 1 share a parameter'
     """
-    direct = {str(node.target).rpartition(".")[0] for node in traced.graph.find_nodes(op="get_attr")}
+    used = [node for node in traced.graph.find_nodes(op="get_attr") if node.users]
+    direct = {str(node.target).rpartition(".")[0] for node in used}
     owners: dict[int, list[str]] = {}
     for prefix, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(prefix)
-    for name in dict.fromkeys([*coupling.outputs, *coupling.inputs]):
+    for name, every in coupling.units().items():
         module = model.get_submodule(name)
         label = f"{name} ({type(module).__name__})"
-        problems = [f"{label} {problem}" for problem in _problems(module)]
+        known = _KNOWN_TENSORS | {part.parameter for part in coupling.parts.get(name, ())}
+        known |= {"out_proj.bias", "bias_k", "bias_v"} if isinstance(module, nn.MultiheadAttention) else set()
+        problems = [f"{label} {problem}" for problem in _problems(module, known)]
         if name in direct:
             problems.append(f"{label} has parameters that are used without calling it")
-        shared = [owners[id(parameter)] for parameter in module.parameters(recurse=False)]
+        shared = [owners[id(parameter)] for parameter in module.parameters()]
         problems += [f"{' and '.join(names)} share a parameter" for names in shared if len(names) > 1]
         for problem in dict.fromkeys(problems):
-            for units in (coupling.outputs.get(name), coupling.inputs.get(name)):
-                if units is not None:
-                    coupling.mark("unknown", units, problem)
+            for units in every:
+                coupling.mark("unknown", units, problem)
 
 
-def _problems(module: nn.Module) -> list[str]:
+def _problems(module: nn.Module, known: set[str]) -> list[str]:
     own = module.state_dict(keep_vars=True)
-    if not own.keys() <= _KNOWN_TENSORS:
-        return [f"has tensors of unknown meaning ({', '.join(sorted(own.keys() - _KNOWN_TENSORS))})"]
+    if not own.keys() <= known:
+        return [f"has tensors of unknown meaning ({', '.join(sorted(own.keys() - known))})"]
     if any(is_lazy(tensor) or tensor.is_meta for tensor in own.values()):
         return ["has parameters without values"]
     if not all(bool(torch.isfinite(tensor).all()) for tensor in own.values()):
@@ -122,7 +124,7 @@ def families(
     >>> families(model, coupling, {"0": 0.5, "1": 0.5}, (), False, False)[0].sets
     [tensor([0, 2]), tensor([1, 3])]
     """
-    owners = [name for name, units in coupling.outputs.items() for _ in range(units.numel())]
+    keys = [name for name, units in coupling.outputs.items() for _ in range(units.numel())]
     found: dict[tuple[tuple[str, int], ...], list[Tensor]] = {}
     refused: dict[str, None] = {}
     differing: dict[str, None] = {}
@@ -132,7 +134,8 @@ def families(
         return " and ".join(f"{name} ({type(model.get_submodule(name)).__name__})" for name in names)
 
     for units, reasons in _sets(coupling):
-        layers = Counter(owners[unit] for unit in units.tolist())
+        held = Counter(keys[unit] for unit in units.tolist())
+        layers = dict.fromkeys(map(coupling.owner, held))
         if layers.keys().isdisjoint(fractions):
             continue
         others = [name for name in layers if name not in fractions]
@@ -150,7 +153,7 @@ def families(
         elif found_reasons:
             refused[line] = None
         else:
-            found.setdefault(tuple(sorted(layers.items())), []).append(units)
+            found.setdefault(tuple(sorted(held.items())), []).append(units)
     if refused:
         raise ValueError(
             "model must be one in which the outputs that are to be removed can be followed and taken away"
@@ -160,7 +163,7 @@ def families(
         raise ValueError(f"fraction must be the same for layers that lose outputs together, got {'; '.join(differing)}")
     if not found and staying:
         raise ValueError(f"model must have a layer that can lose outputs, got {'; '.join(staying)}")
-    return [Family(fractions[layers[0][0]], sets) for layers, sets in found.items()]
+    return [Family(fractions[coupling.owner(held[0][0])], sets) for held, sets in found.items()]
 
 
 def _sets(coupling: Coupling) -> list[tuple[Tensor, dict[Kind, dict[str, None]]]]:

@@ -31,6 +31,40 @@ def unlabelled(dims: int) -> Tensor:
     return torch.full((1,) * dims, NONE)
 
 
+@dataclass(frozen=True)
+class Stack:
+    """The labels of a tensor whose first dimension holds one row for each layer and direction, as ``h_n`` of an LSTM.
+
+    Attributes
+    ----------
+    rows : tuple of Tensor
+        The labels of each row. All rows lose as many units.
+    """
+
+    rows: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A dimension of a parameter that is made of units.
+
+    Attributes
+    ----------
+    parameter : str
+        Its name in the module.
+    dim : int
+    units : [size] int64
+        The unit of each position, or NONE.
+    key : str
+        Under which the units are known in ``Coupling.outputs`` when this parameter tells how much they matter; else "".
+    """
+
+    parameter: str
+    dim: int
+    units: Tensor
+    key: str = ""
+
+
 def narrow(labels: Tensor) -> Tensor:
     """Return labels with size 1 along each dimension that they do not vary along.
 
@@ -83,11 +117,18 @@ class Coupling:
 
     Attributes
     ----------
-    outputs : dict of layer name to [outputs] int64
-        The units of its outputs. A layer of one output has none, for it cannot lose it.
+    outputs : dict of key to [outputs] int64
+        The units of the outputs of a layer, whose name is the key. A layer of one output has none, for it cannot lose
+        it. A module with several sets of units (an LSTM has one for each layer and direction) has several keys.
+    owners : dict of key to module name
+        Where the key is not the name.
     inputs : dict of module name to [inputs] int64
-        For a layer, a batch or a group normalization or a PReLU: the unit that each of its inputs (channels) comes
-        from, or NONE. For several calls the units of the first; those of the others are coupled with them.
+        For a layer or a normalization or a PReLU: the unit that each of its inputs (channels) comes from, or NONE. For
+        several calls the units of the first; those of the others are coupled with them.
+    parts : dict of module name to list of Part
+        Which entries of its parameters go with which units; for modules whose ``outputs`` and ``inputs`` do not say it.
+    even : dict of name to list of [n] int64
+        Units of which equally many go.
     pairs : list of [2, n] int64
         Units that can only go together.
     marks : list of Mark
@@ -103,19 +144,37 @@ class Coupling:
     """
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[str, list[Part]] = field(default_factory=dict)
+    even: dict[str, list[Tensor]] = field(default_factory=dict)
     pairs: list[Tensor] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     count: int = 0
 
-    def add_layer(self, name: str, outputs: int) -> Tensor:
+    def add_layer(self, name: str, outputs: int, owner: str | None = None) -> Tensor:
         """Return the units of a layer's outputs; a layer that is called twice has the same ones."""
         if outputs == 1:
             return unlabelled(1)
         if name not in self.outputs:
             self.outputs[name] = torch.arange(self.count, self.count + outputs)
             self.count += outputs
+            if owner is not None and owner != name:
+                self.owners[name] = owner
         return self.outputs[name]
+
+    def owner(self, key: str) -> str:
+        """Return the name of the module that has some units."""
+        return self.owners.get(key, key)
+
+    def units(self) -> dict[str, list[Tensor]]:
+        """Return the units that each module gives or takes."""
+        found: dict[str, list[Tensor]] = {}
+        for key, units in self.outputs.items():
+            found.setdefault(self.owner(key), []).append(units)
+        for name, units in self.inputs.items():
+            found.setdefault(name, []).append(units)
+        return found
 
     def enter(self, name: str, labels: Tensor, place: str) -> None:
         """Note what the inputs of a module are."""

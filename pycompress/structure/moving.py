@@ -82,22 +82,46 @@ def _from(start: int, sizes: Any) -> dict[int, Any]:
 
 
 def item(call: Call) -> Labels | str:
-    """Follow ``x[...]``: it takes all channels, or one of several blocks of equal size that is computed."""
+    """Follow ``x[...]``: it takes all channels, or one of several blocks of equal size that is computed.
+
+    Tensors and lists of numbers choose positions, of other dimensions.
+    """
     given: Any = call.node.args[1]
-    index = given if isinstance(given, tuple) else (given,)
-    plain = (int, slice, type(None), type(...), fx.Node)
-    if len(call.labels) != 1 or 0 in call.shapes[0] or not all(isinstance(entry, plain) for entry in index):
+    index = list(given) if isinstance(given, tuple) else [given]
+    plain = (int, slice, type(None), type(...), fx.Node, list)
+    indexed = any(bool((labels != NONE).any()) for labels in call.labels[1:])
+    if indexed or 0 in call.shapes[0] or not all(isinstance(entry, plain) for entry in index):
         return MIXES
-    named = sum(entry is not None and entry is not ... for entry in index)
+    taken: list[Any] = []  # the same index with zeros for tensors, for labels do not depend on their dimensions
+    used = sum(_dimensions(call, entry) for entry in index)
     dim = 0
     for entry in index:
-        if entry is ...:
-            dim += len(call.shapes[0]) - named
-        elif entry is not None:
-            if dim in varying(call.labels[0]) and not (isinstance(entry, slice) and _takes_block(call, entry, dim)):
+        dims = len(call.shapes[0]) - used if entry is ... else _dimensions(call, entry)
+        chosen = _chooses(call, entry)
+        for here in range(dim, dim + dims) if entry is not ... else ():
+            if here in varying(call.labels[0]) and not (isinstance(entry, slice) and _takes_block(call, entry, here)):
                 return "takes channels by their numbers"
-            dim += 1
-    return one_dimension(narrow(call.labels[0].expand(call.shapes[0])[call.value(index)]))
+        taken += [chosen] * dims if chosen is not None else [call.value(entry)]
+        dim += dims
+    return one_dimension(narrow(call.labels[0].expand(call.shapes[0])[tuple(taken)]))
+
+
+def _dimensions(call: Call, entry: Any) -> int:
+    """Return how many dimensions an index is about."""
+    if entry is None or entry is ...:
+        return 0
+    seen = call.seen[entry] if isinstance(entry, fx.Node) else None
+    return len(seen.shape) if seen is not None and seen.boolean and seen.shape is not None else 1
+
+
+def _chooses(call: Call, entry: Any) -> Tensor | None:
+    """Return zeros for an index that is a tensor or a list."""
+    if isinstance(entry, list):
+        return torch.zeros(1, dtype=torch.int64)
+    seen = call.seen[entry] if isinstance(entry, fx.Node) else None
+    if seen is None or seen.shape is None:
+        return None
+    return torch.zeros([1] * (1 if seen.boolean else len(seen.shape)), dtype=torch.int64)
 
 
 def _takes_block(call: Call, entry: slice, dim: int) -> bool:
@@ -171,3 +195,37 @@ def reduce(call: Call) -> Labels | str:
         return MIXES
     sizes = [size for dim, size in enumerate(call.labels[0].shape) if keep or dim not in gone]
     return call.labels[0].reshape(sizes)
+
+
+def stack(call: Call) -> Labels | str:
+    """Follow stack: along a new dimension, channels are the same ones."""
+    dim = call.value(call.argument(1, "dim", 0)) % len(call.shape)
+    result = call.labels[0]
+    for labels in call.labels[1:]:
+        call.coupling.couple(result, labels, call.place)
+        result = torch.where(result == NONE, labels, result)
+    return one_dimension(narrow(result).unsqueeze(dim))
+
+
+def extremum(call: Call) -> Labels | str:
+    """Follow max and min: of two tensors, or over another dimension than that of the channels, with the positions."""
+    given, keep = call.argument(1, "dim"), call.argument(2, "keepdim", False)
+    if not isinstance(given, int):
+        return MIXES
+    dim = given % len(call.shapes[0])
+    if dim in varying(call.labels[0]):
+        return MIXES
+    sizes = [size for i, size in enumerate(call.labels[0].shape) if keep or i != dim]
+    result = call.labels[0].reshape(sizes)
+    return result, result
+
+
+def beside(call: Call) -> Labels | str:
+    """Follow what takes or orders positions of a dimension; that of the channels stays as it is."""
+    given = call.argument(1, "dim")
+    if not isinstance(given, int) or given % len(call.shapes[0]) in varying(call.labels[0]):
+        return MIXES
+    if call.name == "select":
+        sizes = [size for i, size in enumerate(call.labels[0].shape) if i != given % len(call.shapes[0])]
+        return call.labels[0].reshape(sizes)
+    return call.labels[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor, fx, nn
 from .. import scores
 from ..data import Tree, forward
 from ..scores.running import layer_weight
-from ..selection import Pattern, select
+from ..selection import Pattern, select, weight_or_self
 from .call import Labels
 from .cutting import cut_
 from .following import follow
 from .groups import Family, families, mark_modules
-from .labels import Coupling
-from .tracing import Trace, layers_before_last, run, trace
+from .labels import Coupling, Stack
+from .operations import LOSERS
+from .tracing import Seen, Trace, losing_layers, run, trace
 
 
 def simplify(
@@ -31,28 +32,39 @@ def simplify(
     include: Sequence[Pattern] | None = None,
     exclude: Sequence[Pattern] | None = None,
 ) -> nn.Module:
-    """Return a smaller dense copy of a model, without its least important neurons and channels.
+    """Return a smaller dense copy of a model, without its least important neurons, channels, hidden units and heads.
 
-    Of a layer (Linear, Conv1d, Conv2d) with n outputs, the ``min(round(fraction * n), n - 1)`` outputs of lowest score
-    are removed, the first ones among equals: their rows of the weight and the bias, their entries in the normalizations
-    and PReLUs that follow, and the weights for them in all layers that they enter. A removed output counts as 0 where
-    it enters a layer: the result computes what the model computes with those inputs of its layers set to 0. So also the
-    constant is gone that a bias, a batch normalization or an activation with f(0) != 0 gave these layers.
+    Of a layer with n outputs, the ``min(round(fraction * n), n - 1)`` outputs of lowest score are removed, the first
+    ones among equals: their rows of the weight and the bias, their entries in the normalizations and PReLUs that
+    follow, and the weights for them in all layers that they enter. A removed output counts as 0 where it enters a
+    layer: the result computes what the model computes with those inputs of its layers set to 0. So also the constant
+    is gone that a bias, a batch normalization or an activation with f(0) != 0 gave these layers. Outputs are
 
-    Outputs are followed through the graph of the model (``torch.fx``), whatever its nesting: element-wise operations
-    of one tensor or of several, concatenation, chunk and split, BatchNorm1d/2d, GroupNorm, PReLU, pooling, padding,
-    interpolation, flatten, view, permute and their like, means over other dimensions, a softmax along others. Outputs
-    that meet go together or not at all, with the sum of their scores, and ``fraction`` and ``n`` then count such sets
-    (of the same layers: sets that hold outputs of other layers are counted apart): those that a residual connection
-    adds, that a gate multiplies; the inputs and outputs of a depthwise convolution; the channels at the same position
-    of each group of a grouped one, or of each part that chunk makes; the channels of a group of a GroupNorm, whose
-    other groups so keep their statistics; all calls of one module.
+    - the neurons and channels of Linear, Conv1d, Conv2d, ConvTranspose1d and ConvTranspose2d;
+    - the hidden units of RNN, LSTM and GRU (of each layer and direction, equally many; and the projected ones), and of
+      their cells: rows of all gates, columns of ``weight_hh``, and what takes outputs or states;
+    - the columns of Embedding and EmbeddingBag;
+    - the heads of MultiheadAttention: their rows of the three projections, and their columns of ``out_proj``. The class
+      of the layer is then :class:`pycompress.heads.FewerHeads`, for torch's own has a fixed size of heads;
+    - the heads and the feed-forward widths (``linear1``) inside encoders and decoders of torch.
+
+    Outputs are followed through the graph of the model (``torch.fx``, which sees the steps of a loop over a number or a
+    size of the example inputs, and no choice that values of tensors make), whatever its nesting: element-wise
+    operations of one tensor or of several, concatenation, stack, chunk and split, BatchNorm1d/2d, InstanceNorm1d/2d,
+    GroupNorm, PReLU, pooling, padding, interpolation, flatten, view, permute and their like, indexing, means and maxima
+    over other dimensions, a softmax along others, packed sequences, matrix products and
+    ``scaled_dot_product_attention``. Outputs that meet go together or not at all, with the sum of their scores, and
+    ``fraction`` and ``n`` then count such sets (of the same layers: sets that hold outputs of other layers are counted
+    apart): those that a residual connection adds, that a gate multiplies; the inputs and outputs of a depthwise
+    convolution; the channels at the same position of each group of a grouped one, or of each part that chunk makes; the
+    channels of a group of a GroupNorm, whose other groups so keep their statistics; all calls of one module.
 
     These stay: outputs that the model gives out; those that are added to what keeps its size (an input of the model, a
-    parameter); those that meet an output of an excluded layer; and those that a LayerNorm or RMSNorm runs over, for
-    without them the statistics of the others, and so the outputs, would be different: of a transformer, the hidden
-    widths of the feed-forward parts become smaller. It is an error when such outputs were chosen by name (``include``
-    or a dict of fractions), unless the model gives them out.
+    parameter, a state made of zeros: an LSTM without a first state has one of the right size); those that meet an
+    output of an excluded layer; those whose numbers an argmax gives; what enters a MultiheadAttention or leaves it; and
+    those that a LayerNorm or RMSNorm runs over, for without them the statistics of the others, and so the outputs,
+    would be different: of a transformer, heads and the widths of the feed-forward parts go. It is an error when such
+    outputs were chosen by name (``include`` or a dict of fractions), unless the model gives them out.
 
     Pruning masks (:func:`pycompress.prune_`) and quantization grids (:func:`pycompress.quantize_`) stay on what is
     kept. So do training mode, ``requires_grad``, dtype and device; gradients and the state of an optimizer do not.
@@ -70,14 +82,17 @@ def simplify(
     score : function
         ``score(model, layers) -> dict[str, Tensor]``. Either a tensor like the layer's weight, of which the entries of
         each output are summed (:func:`pycompress.scores.magnitude`: the L1 norm), or one value for each output
-        (:func:`pycompress.scores.ablation`). Higher = keep.
+        (:func:`pycompress.scores.ablation`). Higher = keep. Each weight of a recurrent layer, an embedding, attention
+        or a transposed convolution comes as a layer of its own (``"lstm.weight_ih_l0"``), and the sums over its
+        weights count; such layers never run, so ablation and wanda refuse them by name.
     include, exclude : list of name patterns or module types, optional
         Which layers lose outputs: ``["features.*", nn.Conv2d]``.
 
     Returns
     -------
     nn.Module
-        Of the class of ``model``, with smaller layers and the same ``state_dict`` keys.
+        Of the class of ``model``, with smaller layers and the same ``state_dict`` keys. :func:`pycompress.save` and
+        ``pycompress.load(path, into=factory)`` restore it.
 
     Raises
     ------
@@ -102,18 +117,18 @@ def simplify(
     >>> small[4]
     Linear(in_features=8, out_features=3, bias=True)
     """
-    selected = select(model, include, exclude)
+    selected = select(model, include, exclude, LOSERS)
     if not callable(score):
         raise TypeError(f"score must be a function of (model, layers), got {type(score).__name__}")
     _check_fraction(fraction)
     traced = trace(model, example_inputs)
-    candidates = layers_before_last(traced)
+    candidates = losing_layers(traced)
     fractions = _fractions(model, candidates, selected, fraction)
     coupling, labels = follow(traced)
     mark_modules(model, traced, coupling)
-    ends = coupling.outputs.keys() - set(candidates)
-    found = families(model, coupling, fractions, ends, isinstance(fraction, Mapping), include is not None)
-    lost = _lost(model, coupling, found, score)
+    ends = {coupling.owner(key) for key in coupling.outputs} - set(candidates)
+    explicit = isinstance(fraction, Mapping), include is not None
+    lost = _lost(model, coupling, score, lambda: families(model, coupling, fractions, ends, *explicit))
     result = copy.deepcopy(model)
     cut_(result, coupling, lost)
     _check_runs(result, example_inputs, _check_sizes(result, traced, labels, lost))
@@ -135,13 +150,13 @@ def _fractions(
 ) -> dict[str, float]:
     """Return the fraction of each layer that loses outputs."""
     # Layers that share a weight are selected together, under the name of the first.
-    weights = {id(module._parameters.get("weight", module)) for module in selected.values()}
+    weights = {id(weight_or_self(module)) for module in selected.values()}
     modules = {name: model.get_submodule(name) for name in layers}
-    layers = [name for name in layers if id(modules[name]._parameters.get("weight", modules[name])) in weights]
+    layers = [name for name in layers if id(weight_or_self(modules[name])) in weights]
     if not layers:
         raise ValueError(
-            "model must have a Linear, Conv1d or Conv2d layer with another one behind it, among the layers that include"
-            f" and exclude select, got {', '.join(selected)}"
+            "model must have a layer that can lose outputs (Linear, say) with another one behind it, among the layers"
+            f" that include and exclude select, got {', '.join(selected)}"
         )
     if not isinstance(fraction, Mapping):
         return dict.fromkeys(layers, float(fraction))
@@ -151,41 +166,77 @@ def _fractions(
     return {name: float(fraction[name]) for name in layers if name in fraction}
 
 
-def _lost(model: nn.Module, coupling: Coupling, found: list[Family], score: scores.Score) -> Tensor:
-    """Return whether each unit is removed: [units] bool."""
-    names = [name for name, units in coupling.outputs.items() for _ in range(units.numel())]
-    scored = dict.fromkeys(names[unit] for family in found for members in family.sets for unit in members.tolist())
-    values = _values(model, list(scored), score)
+def _lost(model: nn.Module, coupling: Coupling, score: scores.Score, find: Callable[[], list[Family]]) -> Tensor:
+    """Return whether each unit is removed: [units] bool.
+
+    Where the layers of one module would lose different numbers, their units go together instead, those at the same
+    positions; then the families are others.
+    """
+    values: Tensor | None = None
+    while True:
+        found = find()
+        values = _importance(model, coupling, found, score) if values is None else values
+        lost = torch.zeros(coupling.count, dtype=torch.bool)
+        for family in found:
+            sums = torch.stack([values[members].sum() for members in family.sets])
+            removed = min(round(family.fraction * len(family.sets)), len(family.sets) - 1)
+            for index in sums.argsort(stable=True)[:removed].tolist():
+                lost[family.sets[index]] = True
+        uneven = [rows for rows in coupling.even.values() if len({int(lost[row].sum()) for row in rows}) > 1]
+        if not uneven:
+            return lost
+        for rows in uneven:
+            coupling.pairs += [torch.stack([rows[0], row]) for row in rows[1:]]
+
+
+def _importance(model: nn.Module, coupling: Coupling, found: list[Family], score: scores.Score) -> Tensor:
+    """Return the score of each unit, [units] float64; 0 for those that stay anyway."""
+    keys = [key for key, units in coupling.outputs.items() for _ in range(units.numel())]
+    scored = dict.fromkeys(keys[unit] for family in found for members in family.sets for unit in members.tolist())
     every = torch.zeros(coupling.count, dtype=torch.float64)
-    for name, value in values.items():
-        every[coupling.outputs[name]] = value
-    lost = torch.zeros(coupling.count, dtype=torch.bool)
-    for family in found:
-        sums = torch.stack([every[members].sum() for members in family.sets])
-        removed = min(round(family.fraction * len(family.sets)), len(family.sets) - 1)
-        for index in sums.argsort(stable=True)[:removed].tolist():
-            lost[family.sets[index]] = True
-    return lost
+    places: dict[str, tuple[nn.Module, int, Tensor]] = {}
+    for key in scored:
+        name = coupling.owner(key)
+        own = [part for part in coupling.parts.get(name, ()) if part.key == key]
+        if not own:
+            places[name] = model.get_submodule(name), 0, coupling.outputs[key]
+        for part in own:
+            weight = _Weight(model.get_submodule(name).get_parameter(part.parameter))
+            places[f"{name}.{part.parameter}"] = weight, part.dim, part.units
+    for name, sums in _values(model, places, score).items():
+        every.index_add_(0, places[name][2], sums)
+    return every
 
 
-def _values(model: nn.Module, names: list[str], score: scores.Score) -> dict[str, Tensor]:
-    """Return the score of each output of some layers."""
-    layers = {name: model.get_submodule(name) for name in names}
+class _Weight(nn.Module):
+    """One weight of a module with several, for scores that know layers by their ``weight``."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+
+def _values(
+    model: nn.Module, places: dict[str, tuple[nn.Module, int, Tensor]], score: scores.Score
+) -> dict[str, Tensor]:
+    """Return the score of each position along a dimension of some weights."""
+    layers = {name: module for name, (module, _, _) in places.items()}
     given: Any = score(model, dict(layers))
     if not isinstance(given, Mapping):
         raise TypeError(f"score must return a dict of tensors, got {type(given).__name__}")
     sums: dict[str, Tensor] = {}
     problems = []
-    for name, module in layers.items():
+    for name, (module, dim, _) in places.items():
         values, shape = given.get(name), tuple(layer_weight(module).shape)
         if not isinstance(values, Tensor):
             problems.append(f"{type(values).__name__} for {name}")
-        elif tuple(values.shape) not in (shape, shape[:1]):
+        elif tuple(values.shape) not in (shape, shape[dim : dim + 1]):
             problems.append(f"shape {tuple(values.shape)} for {name}, which has a weight of {shape}")
         elif not bool(torch.isfinite(values).all()):
             problems.append(f"NaN or infinity for {name}")
         else:
-            sums[name] = values.detach().to("cpu", torch.float64).reshape(shape[0], -1).sum(1)
+            found = values.detach().to("cpu", torch.float64)
+            sums[name] = found if found.ndim == 1 else found.transpose(0, dim).reshape(shape[dim], -1).sum(1)
     if problems:
         raise ValueError(f"score must return finite tensors, [out] or like the weight, got {'; '.join(problems)}")
     return sums
@@ -198,17 +249,26 @@ def _check_sizes(result: nn.Module, traced: Trace, labels: dict[fx.Node, Labels]
     except Exception as error:
         raise ValueError(f"model must be one whose sizes follow its channels, got the error: {error}") from error
     for node, found in labels.items():
-        before, after = traced.seen[node], seen[node]
-        pairs = [(before.shape, after.shape, found)] if isinstance(found, Tensor) else []
-        if not isinstance(found, Tensor):
-            pairs = list(zip(before.parts or (), after.parts or (), found, strict=True))
-        for old, new, own in pairs:
-            if old is not None and (expected := _without(old, own, lost)) != new:
+        for expected, new in _shapes(traced.seen[node], seen[node], found, lost):
+            if expected != new:
                 raise ValueError(
                     "model must be one whose sizes follow its channels (exclude=[...] leaves layers as they are), got"
                     f" {new} for {expected} from {traced.place(node)}"
                 )
     return outputs
+
+
+def _shapes(
+    before: Seen, after: Seen, labels: Labels, lost: Tensor
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...] | None]]:
+    """Yield the expected and the found shape of each tensor that a node gives."""
+    if isinstance(labels, tuple):
+        for parts in zip(before.parts or (), after.parts or (), labels, strict=True):
+            yield from _shapes(*parts, lost)
+    elif before.shape is not None and isinstance(labels, Stack):
+        yield before.shape[:1] + _without(before.shape[1:], labels.rows[0], lost), after.shape
+    elif before.shape is not None and isinstance(labels, Tensor):
+        yield _without(before.shape, labels, lost), after.shape
 
 
 def _without(shape: tuple[int, ...], labels: Tensor, lost: Tensor) -> tuple[int, ...]:

@@ -1,0 +1,189 @@
+"""Recurrent layers, attention and transposed convolutions: less of them computes what the model does with zeros."""
+
+import copy
+import time
+
+import pytest
+import torch
+from architectures import settle_
+from sequences import SEQUENCES
+from test_structure_graph import flat
+from torch import nn
+
+from pycompress import artifact, scores
+from pycompress.heads import fewer_heads_
+from pycompress.structure import simplify
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def made(name):
+    make, inputs, sizes = SEQUENCES[name]
+    model = settle_(make()).double()
+    for parameter in model.parameters():  # layers that are copies of each other, and values of float32, occur twice
+        parameter.data = parameter.data * 1.5 + 0.1 * torch.randn_like(parameter)
+    return model, inputs(), sizes
+
+
+def zeroed(model, small):
+    """A copy of the model whose weights for what the small one has not taken are 0, found by the values of weights."""
+    model = copy.deepcopy(model)
+    for name, module in model.named_modules():
+        other = small.get_submodule(name)
+        for key, weight in module.named_parameters(recurse=False):
+            if weight.ndim < 2 or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+                continue
+            groups = getattr(module, "groups", 1)
+            transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d))
+            found = torch.isin(weight, other.get_parameter(key))
+            assert int(found.sum()) == other.get_parameter(key).numel()
+            if groups == 1 or transposed:
+                gone = ~found.transpose(0, 1).flatten(1).any(1) if not transposed else ~found.flatten(1).any(1)
+                weight.data.transpose(0, 0 if transposed else 1)[gone] = 0
+        if name in ROWS:
+            for key, tensor in module.named_parameters(recurse=False):
+                tensor.data[~torch.isin(tensor, other.get_parameter(key)).reshape(len(tensor), -1).any(1)] = 0
+    return model
+
+
+ROWS = ("q", "k", "qk", "encoder", "decoder")
+"""Layers whose outputs meet each other, and no layer."""
+
+
+@pytest.mark.parametrize("score", [scores.magnitude, scores.random(seed=3)], ids=["magnitude", "random"])
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_the_result_equals_the_model_with_zeros_for_what_is_removed(name, fraction, score, tmp_path):
+    model, inputs, sizes = made(name)
+    before = copy.deepcopy(model.state_dict())
+    small = simplify(model, inputs, fraction, score)
+    outputs = flat(small(*inputs))
+    for output, expected in zip(outputs, flat(zeroed(model, small)(*inputs)), strict=True):
+        torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
+    assert any(not torch.allclose(a, b, atol=1e-4) for a, b in zip(outputs, flat(model(*inputs)), strict=True))
+    for path, size in sizes.items():
+        name_of, _, attribute = path.rpartition(".")
+        now, full = (getattr(m.get_submodule(name_of), attribute) for m in (small, model))
+        assert now == (full if size == 0 else size - min(round(fraction * size), size - 1)), path
+    assert list(small.state_dict()) == list(model.state_dict()) and type(small) is type(model)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+    artifact.save(small, tmp_path / "small")
+    loaded = artifact.load(tmp_path / "small", SEQUENCES[name][0]().double()).eval()
+    for output, expected in zip(flat(loaded(*inputs)), outputs, strict=True):
+        assert torch.equal(output, expected)
+    assert repr(loaded) == repr(small)
+
+
+@pytest.mark.parametrize("name", ["both ways", "translator", "attending", "torch encoder", "transposed u-net"])
+def test_the_result_trains_and_can_be_simplified_again(name):
+    model, inputs, _ = made(name)
+    small = simplify(model, inputs, 0.25).train()
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
+    sum(output.square().sum() for output in flat(small(*inputs))).backward()
+    optimizer.step()
+    again = simplify(small.eval(), inputs, 0.25)
+    assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in small.parameters())
+    assert repr(copy.deepcopy(again)) == repr(again)
+
+
+def test_heads_that_are_left_compute_as_torch_does_with_every_argument():
+    torch.manual_seed(1)
+    layer = nn.MultiheadAttention(8, 4, batch_first=True).double().eval()
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    small = copy.deepcopy(layer)
+    fewer_heads_(small, 4)
+    causal, padding = torch.ones(5, 5).triu(1) == 1, torch.arange(5) >= torch.tensor([[5], [3], [1]])
+    each = torch.randn(12, 5, 5, dtype=torch.float64)
+    for options in (
+        {}, {"need_weights": False}, {"average_attn_weights": False}, {"attn_mask": causal}, {"attn_mask": each},
+        {"key_padding_mask": padding}, {"key_padding_mask": padding, "attn_mask": causal},
+        {"attn_mask": causal, "is_causal": True, "need_weights": False},
+    ):  # fmt: skip
+        for found, expected in zip(small(x, x, x, **options), layer(x, x, x, **options), strict=True):
+            assert found is expected is None or torch.allclose(found, expected)
+    for one, other in zip(small(x[0], x[1], x[1]), layer(x[0], x[1], x[1]), strict=True):
+        torch.testing.assert_close(one, other)
+    small.batch_first = layer.batch_first = False
+    torch.testing.assert_close(small(x, x, x)[0], layer(x, x, x)[0])
+
+
+@pytest.mark.parametrize("part", ["lstm", "table", "attend"])
+def test_parts_are_chosen_by_name(part):
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.attend = nn.Embedding(11, 8), nn.MultiheadAttention(6, 2, batch_first=True)
+            self.lstm, self.fc = nn.LSTM(8, 12, 2, batch_first=True), nn.Linear(12, 6)
+
+        def forward(self, x):
+            x = self.fc(self.lstm(self.table(x))[0])
+            return self.attend(x, x, x)[0]
+
+    def sizes(model):
+        return {"table": model.table.embedding_dim, "lstm": model.lstm.hidden_size, "attend": model.attend.num_heads}
+
+    model, x = Parts(), torch.randint(0, 11, (2, 5))
+    expected = {name: size // 2 if name == part else size for name, size in sizes(model).items()}
+    assert sizes(simplify(model, x, {part: 0.5})) == sizes(simplify(model, x, 0.5, include=[part])) == expected
+    with pytest.raises(ValueError, match=r"fc \(Linear\): attend \(MultiheadAttention\) keeps the size"):
+        simplify(model, x, 0.5, include=["fc"])
+
+
+class StartsAtZeros(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.fc = nn.GRU(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.fc(self.rnn(x, torch.zeros(1, x.shape[1], 8))[0])
+
+
+class OwnForward(nn.LSTM):
+    def forward(self, x):
+        return super().forward(x * self.hidden_size)
+
+
+class Decides(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        y = self.one(x)
+        return self.two(y if y.size(-1) > 4 else y * 2)
+
+
+REFUSED = {
+    "zeros": (StartsAtZeros, ["rnn (GRU)", "joins its channels with some that stay"]),
+    "own forward": (
+        lambda: nn.Sequential(nn.Linear(5, 6), OwnForward(6, 8)), ["0 (Linear)", "1 (OwnForward) has a forward of its"]
+    ),
+    "decides": (Decides, ["one (Linear)", "decides by their number"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_followed_is_refused_by_name_and_changes_nothing(case):
+    make, parts = REFUSED[case]
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"^model must ") as error:
+        simplify(model, torch.randn(3, 2, 5), 0.5)
+    assert time.perf_counter() - start < 10  # ten times the promise: guards against an accident
+    assert all(part in str(error.value) for part in parts), str(error.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("score", [scores.l2, scores.taylor, scores.fisher])
+def test_scores_see_the_weights_of_recurrent_layers_and_attention(score):
+    model, inputs, _ = made("attending")
+    data = (inputs[0], torch.zeros(2, 4, 3, dtype=torch.float64))
+    chosen = score if score is scores.l2 else score(data, nn.functional.mse_loss)
+    assert simplify(model, inputs, 0.5, chosen).attend.num_heads == 2
+    with pytest.raises(ValueError, match=r"data must reach every layer .*attend.in_proj_weight"):
+        simplify(model, inputs, 0.5, scores.ablation(data, nn.functional.mse_loss, progress=False))
