@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .artifact import load as load
     from .artifact import save as save
     from .distill import distill_ as distill_
+    from .dynamic import quantize_dynamic as quantize_dynamic
     from .explaining import explain as explain
     from .formats import Affine as Affine
     from .formats import FixedPoint as FixedPoint
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from .formats import Sparse as Sparse
     from .masks import finalize_ as finalize_
     from .packing import pack as pack
-    from .packing import quantize_dynamic as quantize_dynamic
     from .pipeline import Compressed as Compressed
     from .pipeline import compress as compress
     from .prune import Unstructured as Unstructured
@@ -55,7 +55,8 @@ _HOME = {
     **dict.fromkeys(("Affine", "FixedPoint", "Float32", "Int4", "Int8", "Sparse"), "formats"),
     "finalize_": "masks",
     "explain": "explaining",
-    **dict.fromkeys(("pack", "quantize_dynamic"), "packing"),
+    "pack": "packing",
+    "quantize_dynamic": "dynamic",
     **dict.fromkeys(("Compressed", "compress"), "pipeline"),
     **dict.fromkeys(("Unstructured", "prune_"), "prune"),
     "quantize_": "quantize",

@@ -385,20 +385,3 @@ def packed_attention(layer: nn.MultiheadAttention, decision: LayerDecision | Non
         own |= {f"{part}_proj_bias": b for part, b in zip("qkv", bias.chunk(3), strict=True)} if apart else {}
         own |= {"in_proj_bias": bias, "out_proj.bias": layer.out_proj.bias.detach()}
     return PackedMultiheadAttention(pack_parts(own, apart), layer.num_heads, layer.batch_first, decision).eval()
-
-
-def keep_dense_(model: nn.Module) -> None:
-    """Let encoders of torch hand plain tensors to packed attention: nested ones are for their fused path alone.
-
-    Examples
-    --------
-    >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 9, batch_first=True), 1)
-    >>> encoder.layers[0].self_attn = packed_attention(encoder.layers[0].self_attn)
-    >>> keep_dense_(encoder)
-    >>> encoder.use_nested_tensor
-    False
-    """
-    for encoder in model.modules():
-        inside = encoder.layers.modules() if isinstance(encoder, nn.TransformerEncoder) else ()
-        if any(isinstance(module, PackedLayer) for module in inside):
-            encoder.use_nested_tensor = False  # type: ignore[assignment]

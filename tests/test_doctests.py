@@ -20,6 +20,7 @@ PUBLIC = [f"pycompress.{name}" for name in pycompress._HOME]
 PUBLIC += [f"pycompress.kernels.{name}" for name in kernels.__all__]
 
 
+@pytest.mark.sizes
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.filterwarnings("ignore:pycompress was installed without")
 def test_examples_of(name, capsys, tmp_path, monkeypatch):

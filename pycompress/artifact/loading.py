@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from .. import grids, kernels, masks
 from ..activations import activation_of, fused_identity
-from ..attention import keep_dense_
 from ..chains import chained
 from ..convolutions import PackedConv1d, PackedConv2d
+from ..encoders import take_ordinary_path_
 from ..formats import Int4, Int8
 from ..grids import GridRecord
 from ..heads import keep_plain_
@@ -203,7 +203,7 @@ def _apply(model: nn.Module, fit: Fit, contents: Contents, decoded: _Decoded) ->
             _replace(fit.modules[path.rpartition(".")[0]], path.rpartition(".")[2], substitute)
         else:
             result = substitute
-    keep_dense_(result)
+    take_ordinary_path_(result)
     for path, record in contents.metadata.layers.items():
         if record.fused:
             parent, _, key = path.rpartition(".")
