@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from torch import nn
 from . import scores
 from .artifact import stored_bytes
 from .calls import check_model, forward
-from .data import Data, Tree, as_pair, check, first_inputs
+from .data import Data, Tree, as_pair, batches, check, first_inputs, pick
 from .distill import distill_
 from .explaining import explain
 from .formats import Grid
@@ -26,15 +28,19 @@ from .kernels.arrays import flag, integer
 from .layers import LayerDecision
 from .linears import can_be_packed, find_all
 from .masks import finalize_
+from .observers import MinMax, Observer
 from .packing import pack
 from .prune import PruneSummary, prune_
 from .quantize import QuantizeSummary, quantize_
+from .schedules import number
 from .selection import Pattern
 from .structure import simplify as simplify_model
 from .validation import Verdict, validate
 from .validation.metrics import Metric, accuracy
 from .validation.predictions import predict_each
 from .validation.verdict import check_margin, compare_outputs
+
+_LARGEST = MinMax()
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,10 @@ def compress(
     *,
     sparsity: float | None = None,
     quantize: Grid | None = None,
+    calibration: Data | None = None,
+    observer: Observer = _LARGEST,
+    bias_correction: bool = False,
+    max_error: float | None = None,
     simplify: float | Mapping[str, float] | None = None,
     score: scores.Score = scores.magnitude,
     rounds: int = 1,
@@ -129,6 +139,12 @@ def compress(
         Fraction of the weights to prune, 0 to below 1, over all layers together (:func:`pycompress.prune_`).
     quantize : Int8, Affine or FixedPoint, optional
         Grid of the weights (:func:`pycompress.quantize_`).
+    calibration : pair, Dataset or batches, optional
+        Data for ``quantize``: with Int8 every layer gets a fixed scale for its inputs (static int8) instead of one
+        found at run time. Often a few hundred items of ``train``.
+    observer, bias_correction, max_error
+        How the calibration data are used, as in :func:`pycompress.quantize_`; with ``max_error``, layers whose outputs
+        would change by more than this fraction stay float, as ``summary.quantization`` says.
     simplify : float or dict of layer name to float, optional
         Fraction of the neurons and channels to remove (:func:`pycompress.simplify`).
     score : score function
@@ -178,12 +194,13 @@ def compress(
     flag(progress, "progress")
     trains = train is not None and (simplify is not None or sparsity is not None)
     _check_options(sparsity, quantize, simplify, teacher, training, trains)
+    rounding = _check_rounding(quantize, calibration, observer, bias_correction, max_error)
     check_model(model)
     check_margin(margin, metric)
-    example_inputs = _check_data(model, train, test, example_inputs)
+    example_inputs = _check_data(model, {"train": train, "test": test, "calibration": calibration}, example_inputs)
     if test is not None:
         _check_verdict(model, test, metric, margin)
-    _try_out(model, sparsity, quantize, None if simplify is None else score, include, exclude)
+    _try_out(model, sparsity, quantize, None if simplify is None else score, include, exclude, rounding)
     teacher = model if teacher is None else teacher
     twin, spent = copy.deepcopy(model), 0
 
@@ -207,7 +224,8 @@ def compress(
             pruning = prune_(twin, sparsity=share, score=score, include=include, exclude=exclude)
             tune()
     if quantize is not None:
-        quantization = quantize_(twin, quantize, include=include, exclude=exclude)
+        with _explained(format="quantize"):
+            quantization = quantize_(twin, quantize, include=include, exclude=exclude, **rounding)
     parameters = _count(model), _count(twin)
     if any(can_be_packed(module) for module in twin.modules()):
         twin = pack(twin, example_inputs)
@@ -248,22 +266,40 @@ def _check_options(
         )
 
 
-def _check_data(model: nn.Module, train: Data | None, test: Data | None, example_inputs: Tree | None) -> Tree:
+def _check_data(model: nn.Module, given: Mapping[str, Data | None], example_inputs: Tree | None) -> Tree:
     """Check the data and that the model takes their inputs; return the example inputs."""
     found = {}
-    for data, name in ((train, "train"), (test, "test")):
+    for name, data in given.items():
         if data is not None:
             check(data, name, finite=isinstance(data, list) or as_pair(data, name) is not None)
             found[f"{name} inputs"] = first_inputs(data, 1, name)
     if example_inputs is not None:
         found["example_inputs"] = example_inputs
     if not found:
-        raise ValueError("example_inputs must be given where train and test are None, got None")
+        raise ValueError("example_inputs must be given where train, test and calibration are None, got None")
     probe = copy.deepcopy(model).eval()
     with torch.no_grad():
         for name, inputs in found.items():
             forward(probe, inputs, name)
     return next(iter(found.values())) if example_inputs is None else example_inputs
+
+
+def _check_rounding(
+    quantize: Grid | None, calibration: Data | None, observer: Observer, bias_correction: bool, max_error: float | None
+) -> dict[str, Any]:
+    """Refuse what nothing would use; return the arguments of quantize_, which says what the values must be."""
+    used = {
+        "calibration": calibration is not None,
+        "observer": not isinstance(observer, Observer) or observer != _LARGEST,
+        "bias_correction": bias_correction is not False,
+        "max_error": max_error is not None,
+    }
+    if quantize is None and any(used.values()):
+        raise ValueError(f"{next(name for name in used if used[name])} must come with quantize, got quantize=None")
+    if max_error is not None:
+        number(max_error, "max_error", 0, math.inf, low_open=True, high_open=True)
+    rounding = {"observer": observer, "bias_correction": bias_correction, "max_error": max_error}
+    return {"calibration": calibration, **rounding}
 
 
 def _check_verdict(model: nn.Module, test: Data, metric: Metric, margin: float) -> None:
@@ -280,10 +316,12 @@ def _try_out(
     score: scores.Score | None,
     include: Sequence[Pattern] | None,
     exclude: Sequence[Pattern] | None,
+    rounding: Mapping[str, Any],
 ) -> None:
     """Refuse what cannot work before anything is trained: the later steps are tried on a copy of the model.
 
-    The score is tried where training comes before pruning.
+    The score is tried where training comes before pruning. Rounding is tried on the first item of the calibration data,
+    which cannot tell how large the errors will be.
     """
     trial = copy.deepcopy(model)
     with warnings.catch_warnings():
@@ -293,9 +331,20 @@ def _try_out(
             prune_(trial, sparsity=sparsity, score=chosen, include=include, exclude=exclude)
         if quantize is not None:
             with _explained(format="quantize"):
-                quantize_(trial, quantize, include=include, exclude=exclude)
+                quantize_(trial, quantize, include=include, exclude=exclude, **_one_item(rounding))
     if any(can_be_packed(module) for module in trial.modules()):
         find_all(trial)
+
+
+def _one_item(rounding: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments with the first item of the calibration data, and any error allowed."""
+    tried = dict(rounding)
+    if tried["calibration"] is not None:
+        inputs, targets = next(iter(batches(tried["calibration"], 1, name="calibration")))
+        tried["calibration"] = pick(inputs, slice(1)), pick(targets, slice(1))
+    if tried["max_error"] is not None:
+        tried["max_error"] = sys.float_info.max
+    return tried
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -20,6 +21,8 @@ from .kernels.arrays import flag
 from .kernels.packed import int8_scale
 from .kernels.reference import ZERO_ROW
 from .observers import MinMax, Observer
+from .rounding import Rounded, output_errors
+from .schedules import number
 from .selection import LAYERS, Pattern, check_weights, count_bad, listed, owners, select
 
 _LARGEST = MinMax()
@@ -40,6 +43,10 @@ class LayerQuantization:
         Fixed scale of the layer's inputs, from calibration.
     bias_change : float or None
         Largest magnitude of what bias correction added; None where there was none, or no bias of the layer's own.
+    output_error : float or None
+        Norm of the change of the outputs on the calibration data, as a fraction of their norm; None without max_error.
+    stays_float : bool
+        Whether that was too much, so that the layer is as it was.
 
     Examples
     --------
@@ -52,6 +59,8 @@ class LayerQuantization:
     error: float
     input_scale: float | None
     bias_change: float | None = None
+    output_error: float | None = None
+    stays_float: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,15 @@ class QuantizeSummary:
         width = max(len(layer.name) for layer in self.layers)
         shape_width = max(len(str(layer.shape)) for layer in self.layers)
         return "\n".join(
-            f"{layer.name:<{width}}  {layer.shape!s:<{shape_width}}  {self.format}  weight changed by {layer.error:.2%}"
-            + (self._bias(layer) if self.bias_correction else "")
-            for layer in self.layers
+            f"{layer.name:<{width}}  {layer.shape!s:<{shape_width}}  {self._said(layer)}" for layer in self.layers
         )
+
+    def _said(self, layer: LayerQuantization) -> str:
+        error = "" if layer.output_error is None else f"outputs by {layer.output_error:.2%}"
+        if layer.stays_float:
+            return f"stays float: {self.format} would change its {error}"
+        said = f"{self.format}  weight changed by {layer.error:.2%}" + (f", {error}" if error else "")
+        return said + (self._bias(layer) if self.bias_correction else "")
 
     def _bias(self, layer: LayerQuantization) -> str:
         none = layer.bias_change is None
@@ -99,6 +113,7 @@ def quantize_(
     exclude: Sequence[Pattern] | None = None,
     observer: Observer = _LARGEST,
     bias_correction: bool = False,
+    max_error: float | None = None,
 ) -> QuantizeSummary:
     """Round the weights of Linear, Conv1d and Conv2d layers to a grid, in place, and record the grid on each layer.
 
@@ -131,18 +146,23 @@ def quantize_(
         corrected, each layer gets about the means of the float model, so that one pass serves all, in any order, also
         layers that are shared or run several times. What rounding the inputs themselves moves is not corrected.
         Layers without a bias, or that share one with a layer that is not quantized, are left out; the summary says so.
+    max_error : float, optional
+        Leave a layer as it is whose outputs would change by more than this fraction: ``norm(y - y') / norm(y)`` over
+        the calibration data, y in the float model, y' with the rounded weight, the corrected bias and (Int8) inputs
+        rounded with the fixed scale. The calibration data are read twice then.
 
     Returns
     -------
     QuantizeSummary
-        Name, shape, relative change of the weight, input scale and change of the bias of each layer.
+        Name, shape, relative change of the weight, input scale, change of the bias and error of the outputs of each
+        layer, and which ones stay float.
 
     Raises
     ------
     TypeError, ValueError
         When an argument has another type, no layer matches, weights or calibration inputs hold NaN or infinity, the
         calibration does not reach a layer, the weights do not fit the grid (all such layers are named), or there is no
-        bias to correct. The model is unchanged then.
+        bias to correct, or max_error leaves no layer. The model is unchanged then.
 
     Examples
     --------
@@ -158,12 +178,17 @@ def quantize_(
             f"observer must be MinMax(), MovingAverage(), Percentile(), MSE() or Entropy(), got {observer!r}"
         )
     flag(bias_correction, "bias_correction")
-    if calibration is not None and not isinstance(format, Int8) and not bias_correction:
+    if max_error is not None:
+        max_error = number(max_error, "max_error", 0, math.inf, low_open=True, high_open=True)
+    measured = bias_correction or max_error is not None
+    if calibration is not None and not isinstance(format, Int8) and not measured:
         raise ValueError(f"calibration must be None with {format}: only Int8 layers quantize their inputs")
     if observer != _LARGEST and (calibration is None or not isinstance(format, Int8)):
         raise ValueError(f"observer must come with calibration data and Int8, got {observer} with {format}")
     if bias_correction and calibration is None:
         raise ValueError("bias_correction must come with calibration data, got calibration=None")
+    if max_error is not None and calibration is None:
+        raise ValueError("max_error must come with calibration data, got calibration=None")
     layers = select(model, include, exclude)
     weights = check_weights(layers)
     sharing = {
@@ -176,6 +201,7 @@ def quantize_(
     }
     changes = _changes(model, wanted, weights, rounded) if bias_correction else {}
     input_scales: dict[nn.Module, float] = {}
+    errors: dict[str, float] = {}
     biases: dict[nn.Parameter, Tensor] = {}
     if calibration is not None:
         inside = {name: module for name, module in model.named_modules() if module in wanted}
@@ -187,19 +213,36 @@ def quantize_(
                 for module, limit in limits.items()
                 if limit >= ZERO_ROW
             }
+        if max_error is not None:
+            becomes = {
+                module: Rounded(rounded[name][1], _bias_of(module, biases), input_scales.get(module))
+                for module, name in wanted.items()
+            }
+            found = output_errors(model, inside, calibration, becomes)
+            errors = {name: max(found[m] for m in modules if m in wanted) for name, modules in sharing.items()}
+    stays = {name for name, error in errors.items() if max_error is not None and error > max_error}
+    if len(stays) == len(weights):
+        raise ValueError(f"max_error must leave a layer to round, got {max_error} with {_percents(errors)}")
+    spoilt = {module.bias for module in changes if wanted[module] in stays}
+    biases = {bias: new for bias, new in biases.items() if bias not in spoilt}
     summary = []
     for name, weight in weights.items():
         record, value = rounded[name]
         change = _norm(value - weight.detach()) / (_norm(weight.detach()) or 1.0)
+        if name in stays:
+            shape = tuple(weight.shape)
+            summary.append(LayerQuantization(name, shape, change, None, None, errors[name], stays_float=True))
+            continue
         weight.data.copy_(value)
         for module in sharing[name]:
             grids.set_grid(module, dataclasses.replace(record, input_scale=input_scales.get(module)))
-        own = {cast(nn.Parameter, module.bias) for module in sharing[name] if module in changes}
+        own = {cast(nn.Parameter, module.bias) for module in sharing[name] if module in changes} & biases.keys()
         moved = max((_largest(biases[bias] - bias.detach()) for bias in own), default=None)
         layer = layers[name]
-        summary.append(LayerQuantization(name, tuple(weight.shape), change, input_scales.get(layer), moved))
-    for bias, new in biases.items():
-        bias.data.copy_(new)
+        error = errors.get(name)
+        summary.append(LayerQuantization(name, tuple(weight.shape), change, input_scales.get(layer), moved, error))
+    for bias, value in biases.items():
+        bias.data.copy_(value)
     return QuantizeSummary(format, tuple(summary), bias_correction)
 
 
@@ -224,6 +267,15 @@ def _changes(
     if not found:
         raise ValueError(f"bias_correction needs a layer with a bias of its own, got none in {list(weights)}")
     return found
+
+
+def _bias_of(module: nn.Module, biases: Mapping[nn.Parameter, Tensor]) -> Tensor | None:
+    bias = module._parameters.get("bias")
+    return None if bias is None else biases.get(bias, bias.detach())
+
+
+def _percents(errors: Mapping[str, float]) -> str:
+    return listed({name: f"{error:.3g}" for name, error in errors.items()})
 
 
 def _largest(x: Tensor) -> float:

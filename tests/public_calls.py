@@ -177,6 +177,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
             "exclude": ["0"],
             "observer": pc.observers.Percentile(99.9),
             "bias_correction": True,
+            "max_error": 10.0,
         },
         {
             "model": Model(),
@@ -184,6 +185,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
             "calibration": Items(),
             "observer": Choice((pc.observers.MinMax, pc.Int8(), "MinMax", max)),
             "bias_correction": Flag(),
+            "max_error": POSITIVE,
             **LAYER_CHOICE,
         },
     ),
@@ -233,6 +235,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
             "dtype": torch.qint8,
             "mapping": None,
             "inplace": True,
+            "example_inputs": INPUTS,
         },
         {
             "model": Model(),
@@ -240,6 +243,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
             "dtype": Choice((torch.float32, torch.qint32, torch.int8, "qint8", np.int8)),
             "mapping": Anything(),  # anything but None raises NotImplementedError
             "inplace": Flag(),
+            "example_inputs": Inputs(),
         },
     ),
     "fit_": (
@@ -379,6 +383,10 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
             "test": DATA,
             "sparsity": 0.5,
             "quantize": pc.Int8(),
+            "calibration": DATA,
+            "observer": pc.observers.Percentile(99.9),
+            "bias_correction": True,
+            "max_error": 10.0,
             "simplify": 0.5,
             "score": pc.scores.magnitude,
             "rounds": 2,
@@ -399,6 +407,10 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
             "test": Items(fits=True),
             "sparsity": FRACTION,
             "quantize": Choice((pc.Int8, pc.Sparse(), "Int8")),
+            "calibration": Items(),
+            "observer": Choice((pc.observers.MinMax, pc.Int8(), "MinMax", max)),
+            "bias_correction": Flag(),
+            "max_error": POSITIVE,
             "simplify": Number((-0.1, 1.0, *NAN, {"0": 1.5}, {"9": 0.5}, {"4": 0.5})),
             "score": SCORE,
             "rounds": BATCH,
@@ -436,12 +448,12 @@ for name, names in {
 
 NONE_IS_LEGAL = {
     "prune_": ("sparsity", "threshold", "include", "exclude"),
-    "quantize_": ("calibration", "include", "exclude"),
+    "quantize_": ("calibration", "max_error", "include", "exclude"),
     "smooth_": ("include", "exclude"),
     "equalize_": ("include", "exclude"),
     "simplify": ("include", "exclude"),
     "pack": ("format",),
-    "quantize_dynamic": ("qconfig_spec",),
+    "quantize_dynamic": ("qconfig_spec", "example_inputs"),
     "fit_": ("schedule", "clip_norm", "patience"),
     "distill_": ("schedule", "clip_norm", "patience"),
     "validate": ("external", "groups", "resamples"),
@@ -450,6 +462,7 @@ NONE_IS_LEGAL = {
     "compare_membership": ("score",),
     "compress": (
         *("test", "sparsity", "quantize", "simplify", "teacher", "example_inputs", "include", "exclude"),
+        *("calibration", "max_error"),
         *("schedule", "clip_norm", "patience"),
     ),
 }

@@ -379,3 +379,29 @@ def test_with_everything_measured(model, monkeypatch):
     assert [row.batch for row in result.verdict.cost.latency] == [1, 32]
     assert all(layer.speedup is not None for layer in result.summary.layers if layer.kind != "BatchNorm1d")
     assert all((layer.format is not None) == (layer.low > 1) for layer in result.summary.layers)
+
+
+def test_static_int8_comes_out_of_one_call(model, monkeypatch):
+    calls = spy(monkeypatch, "quantize_")
+    options = {"calibration": TRAIN, "observer": pc.observers.Percentile(99.9), "bias_correction": True}
+    result = pc.compress(model, None, TEST, quantize=pc.Int8(), margin=0.1, progress=False, max_error=0.5, **options)
+    layers = result.summary.quantization.layers
+    assert all(layer.input_scale > 0 and layer.output_error < 0.5 for layer in layers)
+    assert [result.model[i].packed.input_scale for i in (0, 4)] == pytest.approx(
+        [layer.input_scale for layer in layers]
+    )
+    trial, real = (named for _, named in calls)
+    assert len(trial["calibration"][0]) == 1 and real["calibration"] is TRAIN, "the trial is on one item"
+    twin = copy.deepcopy(model)
+    pc.quantize_(twin, pc.Int8(), TRAIN, observer=options["observer"], bias_correction=True)
+    assert to_bytes(result.model) == to_bytes(pc.pack(twin, TEST[0][:1], force=True))
+
+
+def test_layers_that_lose_too_much_stay_float(model):
+    measured = pc.compress(model, None, None, quantize=pc.Int8(), calibration=TRAIN, max_error=1e3)
+    errors = {layer.name: layer.output_error for layer in measured.summary.quantization.layers}
+    bound = sum(errors.values()) / 2
+    result = pc.compress(model, None, None, quantize=pc.Int8(), calibration=TRAIN, max_error=bound)
+    stays = {layer.name for layer in result.summary.quantization.layers if layer.stays_float}
+    assert stays == {name for name, error in errors.items() if error > bound} and len(stays) == 1
+    assert type(result.model.get_submodule(stays.pop())) is nn.Linear
