@@ -47,19 +47,11 @@ class PackedRecurrentLayer(PackedLayer):
         for name, value in (("bidirectional", bidirectional), ("batch_first", batch_first)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
-        directions = 2 if bidirectional else 1
-        if not packed or len(packed) % directions:
-            raise ValueError(f"packed must hold {directions} of each layer, got {len(packed)}")
+        sequences.check_parts(packed, bidirectional)
+        if any(part.cell != self.cell for part in packed):
+            raise ValueError(f"packed must hold weights of pack_{self.cell}, got {packed!r:.99}")
         super().__init__(tuple(packed), decision)
         self.bidirectional, self.batch_first = bidirectional, batch_first
-        width = self.input_size
-        for index, part in enumerate(self.packed):
-            sizes = (part.cell, part.input_size, part.hidden_size, part.out_size)
-            expected = (self.cell, width, self.hidden_size, self.packed[0].out_size)
-            if sizes != expected:
-                raise ValueError(f"packed[{index}] must have cell and sizes {expected}, got {sizes}")
-            if index % directions == directions - 1:
-                width = directions * part.out_size
 
     @property
     def format(self) -> Int8:

@@ -1,9 +1,11 @@
-"""Sequences through packed LSTM and GRU layers: every form of torch's input, and the operator of compiled models.
+"""Sequences through packed LSTM and GRU layers: every form of torch's input, and the operators of traced models.
 
 ``torch.ops.pycompress.recurrent_here(Tensor x, Tensor[] states, Tensor? batch_sizes, int[] numbers, int[] sizes, bool
 bidirectional) -> Tensor[]`` takes the numbers of packed weights that live in this process, and the sizes of h and, of
-an LSTM, c; it returns the output and the final states. Their shapes follow from the call alone: torch keeps compiled
-code on disk by its calls, and in the next process a number means another weight.
+an LSTM, c; it returns the output and the final states. ``recurrent``, with ``Tensor[] packed`` in place of the numbers,
+takes the bytes of the weights (:mod:`pycompress.weight_bytes`), so that an exported program holds them. All shapes
+follow from the call alone: torch keeps compiled code on disk by its calls, and in the next process a number means
+another weight.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .kernels import PackedRecurrent, arrays, backends
 from .kernels import recurrent as steps
 from .kernels.immutable import numbered
+from .weight_bytes import exported, found
 
 _NO_CELL_STATE = np.empty((0, 0), np.float32)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -103,6 +106,34 @@ def run(
     return (result.transpose(0, 1) if batch_first and batched else result), finals
 
 
+def check_parts(parts: Sequence[PackedRecurrent], bidirectional: bool) -> None:
+    """Raise unless these are weights of layers that follow each other.
+
+    Raises
+    ------
+    ValueError
+        When there are too few, or their cells or sizes do not fit.
+
+    Examples
+    --------
+    >>> part = steps.pack_gru(np.ones((6, 3), np.float32), np.ones((6, 2), np.float32))
+    >>> check_parts([part, part], False)
+    Traceback (most recent call last):
+    ValueError: packed[1] must have cell and sizes ('gru', 2, 2, 2), got ('gru', 3, 2, 2)
+    """
+    directions = 2 if bidirectional else 1
+    if not parts or len(parts) % directions:
+        raise ValueError(f"packed must hold {directions} of each layer, got {len(parts)}")
+    first, width = parts[0], parts[0].input_size
+    for index, part in enumerate(parts):
+        sizes = (part.cell, part.input_size, part.hidden_size, part.out_size)
+        expected = (first.cell, width, first.hidden_size, first.out_size)
+        if sizes != expected:
+            raise ValueError(f"packed[{index}] must have cell and sizes {expected}, got {sizes}")
+        if index % directions == directions - 1:
+            width = directions * part.out_size
+
+
 def _initial(
     parts: Sequence[PackedRecurrent], states: Sequence[Tensor], batch: int, batched: bool, order: Tensor | None
 ) -> list[NDArray[np.float32]]:
@@ -126,15 +157,13 @@ def traced(
     x: Tensor | PackedSequence,
     states: Sequence[Tensor],
 ) -> Result:
-    """Call the operator that stands for :func:`run` in what torch.compile traces.
+    """Call the operator that stands for :func:`run` in what is being traced.
 
     Raises
     ------
     RuntimeError
-        Under ``torch.export``, for which there is no operator yet.
+        Under ``torch.export`` with ``strict=True``, which cannot put the weights into the program.
     """
-    if torch.compiler.is_exporting():
-        raise RuntimeError("packed LSTM and GRU layers cannot be exported yet; export the dense model")
     sequence = x if isinstance(x, PackedSequence) else None
     data = x if isinstance(x, Tensor) else x.data
     batched = sequence is not None or data.ndim != 2
@@ -144,9 +173,11 @@ def traced(
     order = None if sequence is None else sequence.sorted_indices
     if order is not None:
         states = [state.index_select(1, order) for state in states]
-    numbers = [part.number for part in parts]
     batch_sizes = None if sequence is None else sequence.batch_sizes
-    y, *finals = torch.ops.pycompress.recurrent_here(data, states, batch_sizes, numbers, _sizes(parts), bidirectional)
+    exporting = torch.compiler.is_exporting()
+    call = torch.ops.pycompress.recurrent if exporting else torch.ops.pycompress.recurrent_here
+    weights = [exported(part) for part in parts] if exporting else [part.number for part in parts]
+    y, *finals = call(data, states, batch_sizes, weights, _sizes(parts), bidirectional)
     if sequence is not None:
         back = sequence.unsorted_indices
         finals = finals if back is None else [final.index_select(1, back) for final in finals]
@@ -158,6 +189,10 @@ def traced(
 _library: Any = torch.library.Library("pycompress", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(
     "recurrent_here(Tensor x, Tensor[] states, Tensor? batch_sizes, int[] numbers, int[] sizes, bool bidirectional)"
+    " -> Tensor[]"
+)
+_library.define(
+    "recurrent(Tensor x, Tensor[] states, Tensor? batch_sizes, Tensor[] packed, int[] sizes, bool bidirectional)"
     " -> Tensor[]"
 )
 
@@ -177,8 +212,33 @@ def _recurrent_here(
     sizes: list[int],
     bidirectional: bool,
 ) -> list[Tensor]:
+    return _run_all(x, states, batch_sizes, _found(numbers), sizes, bidirectional)
+
+
+def _recurrent(
+    x: Tensor,
+    states: list[Tensor],
+    batch_sizes: Tensor | None,
+    packed: list[Tensor],
+    sizes: list[int],
+    bidirectional: bool,
+) -> list[Tensor]:
+    parts = [found(content, None) for content in packed]
+    if not parts or not all(isinstance(part, PackedRecurrent) for part in parts):
+        raise ValueError("packed must be the bytes of recurrent weights, got other ones")
+    return _run_all(x, states, batch_sizes, parts, sizes, bidirectional)
+
+
+def _run_all(
+    x: Tensor,
+    states: list[Tensor],
+    batch_sizes: Tensor | None,
+    parts: list[PackedRecurrent],
+    sizes: list[int],
+    bidirectional: bool,
+) -> list[Tensor]:
     sequence = x if batch_sizes is None else PackedSequence(x, batch_sizes)
-    parts = _found(numbers)
+    check_parts(parts, bidirectional)
     if sizes != _sizes(parts):
         raise ValueError(f"sizes must be {_sizes(parts)}, got {sizes}")
     y, finals = run(parts, bidirectional, False, sequence, states)
@@ -189,7 +249,7 @@ def _recurrent_fake(
     x: Tensor,
     states: list[Tensor],
     batch_sizes: Tensor | None,
-    numbers: list[int],
+    weights: list[Any],
     sizes: list[int],
     bidirectional: bool,
 ) -> list[Tensor]:
@@ -200,8 +260,10 @@ def _recurrent_fake(
     else:
         batch = states[0].shape[1] if states else torch.library.get_ctx().new_dynamic_size()
     y = x.new_empty((*x.shape[:-1], sizes[0] * (2 if bidirectional else 1)))
-    return [y, *(x.new_empty((len(numbers), batch, size)) for size in sizes)]
+    return [y, *(x.new_empty((len(weights), batch, size)) for size in sizes)]
 
 
 _library.impl("recurrent_here", _recurrent_here, "CPU")
-torch.library.register_fake("pycompress::recurrent_here", _recurrent_fake, lib=_library)
+_library.impl("recurrent", _recurrent, "CPU")
+for _form in ("recurrent", "recurrent_here"):
+    torch.library.register_fake(f"pycompress::{_form}", _recurrent_fake, lib=_library)

@@ -6,7 +6,7 @@ import torch
 from test_torch_ops import convolution, convolutions, forged, inputs, weight
 from torch._subclasses import FakeTensorMode
 
-from pycompress import kernels, torch_ops
+from pycompress import kernels, torch_ops, weight_bytes
 from pycompress.convolutions import PackedConv1d, PackedConv2d
 from pycompress.int8_images import Int8Images
 
@@ -36,7 +36,7 @@ def test_torchs_own_checks_pass_for_convolutions(kind, dtype):
     packed, some = CONVOLUTIONS[kind](), images(kind, 2, dtype)
     others = [] if "1-D" in kind else [some.to(memory_format=torch.channels_last), some.mT]
     for x in (some, some[0], some[:0], *others):
-        for op, held in (("conv", torch_ops.to_bytes(packed)), ("conv_here", packed.number)):
+        for op, held in (("conv", weight_bytes.to_bytes(packed)), ("conv_here", packed.number)):
             arguments = x, held, "silu", *torch_ops._geometry(packed)
             operator = getattr(torch.ops.pycompress, op)
             assert set(torch.library.opcheck(operator, arguments).values()) == {"SUCCESS"}
@@ -46,7 +46,7 @@ def test_torchs_own_checks_pass_for_convolutions(kind, dtype):
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_bytes_hold_the_convolution(kind):
     packed = CONVOLUTIONS[kind]()
-    again = torch_ops.from_bytes(torch_ops.to_bytes(packed), packed.shape)
+    again = weight_bytes.from_bytes(weight_bytes.to_bytes(packed), packed.shape)
     for name in ("format", "input_scale", "stride", "padding", "dilation", "groups", "channels_last"):
         assert getattr(again, name) == getattr(packed, name), name
     for name in ("weight", "scale", "bias"):
@@ -107,7 +107,7 @@ def test_an_exported_convolution_takes_images_of_any_size():
         (lambda x, c, g: (x, c, None, *g[:1], [1, 1], *g[2:]), ValueError, "shape and geometry must be"),
         (lambda x, c, g: (x, c, None, *g[:-1], True), ValueError, "shape and geometry must be"),
         (lambda x, c, g: (x, c, None, [5, 3, 2, 3], *g[1:]), ValueError, r"its shape must be \(5, 3, 2, 3\)"),
-        (lambda x, c, g: (x, torch_ops.to_bytes(weight()), None, *g), ValueError, "its shape must be"),
+        (lambda x, c, g: (x, weight_bytes.to_bytes(weight()), None, *g), ValueError, "its shape must be"),
         (lambda x, c, g: (x, c[:-1], None, *g), ValueError, "got damaged ones"),
         (lambda x, c, g: (x, c, "swish", *g), ValueError, "activation must be one of"),
         (lambda x, c, g: (x[:, :2], c, None, *g), ValueError, "x must have 3 channels"),
@@ -119,7 +119,7 @@ def test_an_exported_convolution_takes_images_of_any_size():
 )
 def test_wrong_arguments_of_the_operator_of_convolutions(arguments, error, message):
     packed = CONVOLUTIONS["2-D"]()
-    arguments = arguments(images("2-D"), torch_ops.to_bytes(packed), torch_ops._geometry(packed))
+    arguments = arguments(images("2-D"), weight_bytes.to_bytes(packed), torch_ops._geometry(packed))
     with pytest.raises(error, match=message):
         torch.ops.pycompress.conv(*arguments)
 
@@ -160,9 +160,9 @@ def test_a_fake_refuses_what_has_no_shape():
 )
 def test_forged_convolutions_are_refused(change):
     packed = CONVOLUTIONS["2-D"]()
-    torch_ops.from_bytes(forged(lambda header: None, packed=packed))
+    weight_bytes.from_bytes(forged(lambda header: None, packed=packed))
     with pytest.raises(ValueError, match="got wrong ones"):
-        torch_ops.from_bytes(forged(change, packed=packed))
+        weight_bytes.from_bytes(forged(change, packed=packed))
 
 
 def test_what_an_operator_returns_follows_from_the_call_alone():

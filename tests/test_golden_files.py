@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden import convolution, int4, recurrent, version1
+from golden import convolution, int4, layers, recurrent, version1
 from test_artifact import assert_same
 
 from pycompress import artifact, grids
@@ -65,6 +65,16 @@ def test_the_golden_file_of_convolutions_is_read_for_ever():
     assert torch.equal(again(x), expected(x))
 
 
+def test_the_golden_file_of_embeddings_cells_and_attention_is_read_for_ever():
+    assert hashlib.sha256(layers.PATH.read_bytes()).hexdigest() == layers.SHA256
+    expected, again = layers.build(), artifact.load(layers.PATH, into=layers.Architecture)
+    assert_same(again, expected)
+    assert repr(again) == repr(expected)
+    words = torch.arange(12).reshape(3, 4) % 11
+    with torch.no_grad():
+        assert torch.equal(again(words), expected(words))
+
+
 DTYPES = {"U8": "u1", "I8": "i1", "BOOL": "?", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
 
 
@@ -107,7 +117,7 @@ def read_by_the_book(data):
     return tensors, metadata["layers"]
 
 
-@pytest.mark.parametrize("golden", [version1, int4, recurrent, convolution])
+@pytest.mark.parametrize("golden", [version1, int4, recurrent, convolution, layers])
 def test_format_md_is_enough_to_read_a_file(golden):
     tensors, layers = read_by_the_book(golden.PATH.read_bytes())
     model = golden.build()

@@ -317,10 +317,10 @@ def test_a_quantized_model_can_be_packed_as_int4():
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_bytes_for_exported_programs(format):
-    from pycompress import torch_ops
+    from pycompress import weight_bytes
 
     packed = kernels.pack(random_weight(np.random.default_rng(9), 20, 70), format, np.ones(20, np.float32))
-    again = torch_ops.from_bytes(torch_ops.to_bytes(packed))
+    again = weight_bytes.from_bytes(weight_bytes.to_bytes(packed))
     assert again.format == format
     x = torch.randn(5, 70)
     assert torch.equal(kernels.linear(x, again), kernels.linear(x, packed))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch._subclasses import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import pycompress as pc
@@ -384,51 +383,3 @@ def test_quantize_dynamic_is_as_exact_as_torchs(kind):
     exact = model(x)[0]
     error = (pc.quantize_dynamic(model)(x)[0] - exact).abs().max()
     assert error <= 1.2 * (torchs(model, {KINDS[kind]})(x)[0] - exact).abs().max()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_operator_passes_torchs_own_checks(kind):
-    packed = packed_of(layer_of(kind, num_layers=2, bidirectional=True))
-    numbers, x = [part.number for part in packed.packed], torch.randn(3, 2, 12)
-    with torch.no_grad():
-        y, *given = flat(packed(x))
-    sizes = [21] * len(given)
-    for states in ([], given):
-        arguments = x, states, None, numbers, sizes, True
-        assert set(torch.library.opcheck(torch.ops.pycompress.recurrent_here, arguments).values()) == {"SUCCESS"}
-    with pytest.raises(ValueError, match="numbers must be"):
-        torch.ops.pycompress.recurrent_here(x, [], None, [10**9], sizes, False)
-    with pytest.raises(ValueError, match=r"sizes must be \[21"):
-        torch.ops.pycompress.recurrent_here(x, [], None, numbers, [22], True)
-    with FakeTensorMode() as mode:  # code that torch kept on disk knows nothing but the call
-        shapes = torch.ops.pycompress.recurrent_here(mode.from_tensor(x), [], None, [10**9] * 4, sizes, True)
-    assert [each.shape for each in shapes] == [each.shape for each in (y, *given)]
-
-
-@torch.no_grad()
-def test_a_compiled_model_has_no_graph_break_and_the_same_bits():
-    torch._dynamo.reset()
-    eager = pc.quantize_dynamic(Tagger().eval())
-    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
-    for shape in ((3, 5, 6), (1, 2, 6)):
-        x = torch.randn(shape)
-        assert torch.equal(compiled(x), eager(x))
-        assert torch.equal(compiled(x.bfloat16()), eager(x.bfloat16()))
-    gru = packed_of(layer_of("gru", bidirectional=True))
-    compiled = torch.compile(gru, fullgraph=True, backend="aot_eager")
-    x, state = torch.randn(4, 12), torch.randn(2, 21)
-    same(compiled(x), gru(x))
-    same(compiled(x, state), gru(x, state))
-
-
-@torch.no_grad()
-def test_a_compiled_model_takes_packed_sequences():
-    torch._dynamo.reset()
-    eager = pc.quantize_dynamic(Tagger().eval())
-    compiled = torch.compile(eager, backend="eager")
-    assert torch.equal(compiled(*INPUTS[1]), eager(*INPUTS[1]))
-
-
-def test_export_is_refused():
-    with pytest.raises(RuntimeError, match="cannot be exported yet"):
-        torch.export.export(packed_of(layer_of("gru")), (torch.zeros(3, 1, 12),), strict=False)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from pycompress import kernels, torch_ops
+from pycompress import kernels, weight_bytes
 from pycompress.chains import ChainedSequential, chained
 from pycompress.convolutions import PackedConv1d, PackedConv2d
 from pycompress.formats import Int4, Int8, Sparse
@@ -82,7 +82,7 @@ MODELS = {
 def test_torchs_own_checks_pass(kind, dtype):
     packed = WEIGHTS[kind]()
     for x in (inputs(5, dtype), inputs(5, dtype)[0], inputs(4, dtype).view(2, 2, 12), inputs(0, dtype)):
-        arguments = x, torch_ops.to_bytes(packed), 7, "silu"
+        arguments = x, weight_bytes.to_bytes(packed), 7, "silu"
         assert set(torch.library.opcheck(torch.ops.pycompress.linear, arguments).values()) == {"SUCCESS"}
         arguments = x, packed.number, 7, None
         assert set(torch.library.opcheck(torch.ops.pycompress.linear_here, arguments).values()) == {"SUCCESS"}
@@ -91,13 +91,13 @@ def test_torchs_own_checks_pass(kind, dtype):
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_bytes_hold_the_weight(kind):
     packed = WEIGHTS[kind]()
-    again = torch_ops.from_bytes(torch_ops.to_bytes(packed), packed.shape)
+    again = weight_bytes.from_bytes(weight_bytes.to_bytes(packed), packed.shape)
     assert (again.format, again.shape, again.input_scale) == (packed.format, packed.shape, packed.input_scale)
     for name in ("scale", "bias", "zero_point", "multiplier"):
         assert np.array_equal(getattr(again, name), getattr(packed, name))
     assert np.array_equal(again.canonical_weight(), packed.canonical_weight())
     x = torch.randn(3, packed.shape[1])
-    y = torch.ops.pycompress.linear(x, torch_ops.to_bytes(packed), 7, "relu")
+    y = torch.ops.pycompress.linear(x, weight_bytes.to_bytes(packed), 7, "relu")
     assert torch.equal(y, kernels.linear(x, packed, "relu"))
 
 
@@ -164,19 +164,19 @@ assert torch.equal(module(x), y)
 
 def test_what_bytes_were_packed_into_lives_as_long_as_they():
     gc.collect()
-    before = len(torch_ops._unpacked)
-    content, x = torch_ops.to_bytes(weight()), inputs(2)
+    before = len(weight_bytes._unpacked)
+    content, x = weight_bytes.to_bytes(weight()), inputs(2)
     for _ in range(3):
         torch.ops.pycompress.linear(x, content, 7, None)
-    assert len(torch_ops._unpacked) == before + 1
+    assert len(weight_bytes._unpacked) == before + 1
     del content
     gc.collect()
-    assert len(torch_ops._unpacked) == before
+    assert len(weight_bytes._unpacked) == before
 
 
 def test_two_weights_in_one_storage():
     first, second = weight(), weight(seed=1)
-    parts = [torch_ops.to_bytes(packed) for packed in (first, second)]
+    parts = [weight_bytes.to_bytes(packed) for packed in (first, second)]
     views = torch.cat(parts).split([part.numel() for part in parts])
     for packed, view in zip((first, second), views, strict=True):
         y = torch.ops.pycompress.linear(inputs(2), view, 7, None)
@@ -212,7 +212,7 @@ def test_tracing_leaves_a_layer_as_it_is():
 )
 def test_wrong_arguments_of_the_operator(arguments, error, message):
     with pytest.raises(error, match=message):
-        torch.ops.pycompress.linear(*arguments(torch_ops.to_bytes(weight())))
+        torch.ops.pycompress.linear(*arguments(weight_bytes.to_bytes(weight())))
 
 
 def test_numbers_of_weights():
@@ -227,24 +227,24 @@ def test_numbers_of_weights():
 
 
 def test_no_changed_bit_and_no_cut_goes_unnoticed():
-    content = torch_ops.to_bytes(weight(out=2, inside=3))
+    content = weight_bytes.to_bytes(weight(out=2, inside=3))
     for position in range(len(content)):
         changed = content.clone()
         changed[position] ^= 1 << position % 8
         for bad in (changed, content[:position]):
             with pytest.raises(ValueError, match="packed must be the bytes of a packed weight"):
-                torch_ops.from_bytes(bad)
+                weight_bytes.from_bytes(bad)
 
 
 def forged(change, tail=b"", packed=None):
     """Bytes with a valid digest whose header was changed."""
-    data = torch_ops.to_bytes(packed or weight(out=2, inside=3)).numpy().tobytes()[40:]
+    data = weight_bytes.to_bytes(packed or weight(out=2, inside=3)).numpy().tobytes()[40:]
     end = 4 + int.from_bytes(data[:4], "little")
     header = json.loads(data[4:end])
     text = change(header)
     text = json.dumps(header).encode() if text is None else text
     body = len(text).to_bytes(4, "little") + text + data[end:] + tail
-    return torch.frombuffer(bytearray(torch_ops.MAGIC + hashlib.sha256(body).digest() + body), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(weight_bytes.MAGIC + hashlib.sha256(body).digest() + body), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(
@@ -276,18 +276,18 @@ def forged(change, tail=b"", packed=None):
     ],
 )
 def test_forged_bytes_are_refused(change):
-    torch_ops.from_bytes(forged(lambda header: None))
+    weight_bytes.from_bytes(forged(lambda header: None))
     with pytest.raises(ValueError, match="got wrong ones"):
-        torch_ops.from_bytes(forged(change))
+        weight_bytes.from_bytes(forged(change))
     with pytest.raises(ValueError, match="got wrong ones: there must be"):
-        torch_ops.from_bytes(forged(lambda header: None, b"more"))
+        weight_bytes.from_bytes(forged(lambda header: None, b"more"))
 
 
 def test_wrong_arguments_of_the_conversions():
-    with pytest.raises(TypeError, match="packed must be a PackedWeight or PackedConv, got ndarray"):
-        torch_ops.to_bytes(np.zeros((2, 2)))
+    with pytest.raises(TypeError, match="packed must be a PackedWeight, PackedConv or PackedRecurrent, got ndarray"):
+        weight_bytes.to_bytes(np.zeros((2, 2)))
     for bad in (None, b"PYCWGT01", torch.zeros(50), torch.zeros(5, 5, dtype=torch.uint8)):
         with pytest.raises(TypeError, match="packed must be a uint8 vector"):
-            torch_ops.from_bytes(bad)
+            weight_bytes.from_bytes(bad)
     with pytest.raises(TypeError, match="packed must be on the CPU"):
-        torch_ops.from_bytes(torch.zeros(50, dtype=torch.uint8, device="meta"))
+        weight_bytes.from_bytes(torch.zeros(50, dtype=torch.uint8, device="meta"))
