@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import kernels, masks, scores
 from .scores.running import wide
-from .selection import Pattern, check_weights, count_bad, listed, owners, select
+from .selection import Pattern, check_weights, count_bad, listed, owners, place_of, select_weights
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,12 @@ def prune_(
     include: Sequence[Pattern] | None = None,
     exclude: Sequence[Pattern] | None = None,
 ) -> PruneSummary:
-    """Prune the weights of Linear, Conv1d and Conv2d layers, in place, by masks that survive any training.
+    """Prune the weights of a model, in place, by masks that survive any training.
+
+    These are the weights of Linear, Conv1d and Conv2d layers, and each of the weights that nn.LSTM, nn.GRU, nn.RNN,
+    their cells and nn.MultiheadAttention hold, by the names of parameters: ``"lstm.weight_hh_l0"``,
+    ``"attention.in_proj_weight"``. Those of an nn.Embedding or nn.EmbeddingBag are pruned only where ``include`` holds
+    its exact name or its type.
 
     With ``sparsity``, exactly ``round(sparsity * total)`` weights are removed, those with the smallest scores over
     all layers together or, with ``across_layers=False``, in each; of equal scores, those with the smaller flat index in
@@ -133,7 +138,8 @@ def prune_(
     across_layers : bool
         Whether scores compete over all layers, or within each layer. Has no effect with ``threshold``.
     include, exclude : list of str or module types, optional
-        Name patterns such as ``"encoder.*"``, or types, of the layers to prune; all of them by default.
+        Name patterns such as ``"encoder.*"``, or types, of the layers to prune; all of them by default. A weight of a
+        layer that holds several is matched by its own name and by its layer's.
 
     Returns
     -------
@@ -157,12 +163,16 @@ def prune_(
     >>> summary = prune_(model, sparsity=0.75)
     >>> summary.zeros, summary.total
     (30, 40)
+    >>> print(prune_(nn.LSTM(4, 2), sparsity=0.75, across_layers=False))
+    weight_ih_l0  (8, 4)            24 of           32 pruned   75.00%
+    weight_hh_l0  (8, 2)            12 of           16 pruned   75.00%
+    all                             36 of           48 pruned   75.00%
     """
     _check_arguments(sparsity, threshold, score, pattern, across_layers)
     by_magnitude = score is scores.magnitude
-    layers = select(model, include, exclude)
+    layers = select_weights(model, include, exclude)
     weights = check_weights(layers)
-    kept = {name: masks.mask_of(layer) for name, layer in layers.items()}
+    kept = {name: masks.mask_of(*place_of(layer)) for name, layer in layers.items()}
     already = {name: None if mask is None else ~mask for name, mask in kept.items()}
     # Magnitudes are compared as |w| while they are needed, so that no copy of all weights is made.
     values: dict[str, Tensor] = dict(weights) if by_magnitude else _checked(score(model, dict(layers)), weights)

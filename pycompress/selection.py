@@ -12,8 +12,69 @@ from torch.nn.parameter import is_lazy
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 """The layers that have a weight to prune or quantize, subclasses included."""
 
+HOLDERS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+"""Layers that hold several weights, each of which is pruned by itself."""
+
+TABLES = (nn.Embedding, nn.EmbeddingBag)
+"""Layers that are pruned only where they are asked for."""
+
 Pattern = str | type[nn.Module]
 """A name pattern of :mod:`fnmatch`, or a module type."""
+
+
+class WeightOf(nn.Module):
+    """One weight of a layer that holds several, in the form of a layer: its ``weight`` is that very parameter.
+
+    Parameters
+    ----------
+    layer : nn.Module
+    attribute : str
+        Name of the parameter in the layer.
+
+    Examples
+    --------
+    >>> lstm = nn.LSTM(3, 2)
+    >>> WeightOf(lstm, "weight_hh_l0").weight is lstm.weight_hh_l0
+    True
+    """
+
+    layer: nn.Module
+
+    def __init__(self, layer: nn.Module, attribute: str) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer  # what it belongs to, no module inside it
+        self.attribute = attribute
+        self.register_parameter("weight", layer._parameters.get(attribute))
+
+
+def place_of(layer: nn.Module) -> tuple[nn.Module, str]:
+    """Return the module that holds the weight of a selected layer, and the weight's name in it.
+
+    Examples
+    --------
+    >>> cell = nn.GRUCell(3, 2)
+    >>> place_of(WeightOf(cell, "weight_ih")) == (cell, "weight_ih")
+    True
+    """
+    return (layer.layer, layer.attribute) if isinstance(layer, WeightOf) else (layer, "weight")
+
+
+def several_weights(module: nn.Module) -> list[str]:
+    """Return the names of the weights of a layer that holds several; [] of any other.
+
+    Examples
+    --------
+    >>> several_weights(nn.LSTM(3, 2)), several_weights(nn.Linear(3, 2))
+    (['weight_ih_l0', 'weight_hh_l0'], [])
+    """
+    names: list[str] = []
+    if isinstance(module, nn.RNNBase):
+        names = [name for group in module._all_weights for name in group if name.startswith("weight")]
+    elif isinstance(module, nn.RNNCellBase):
+        names = ["weight_ih", "weight_hh"]
+    elif isinstance(module, nn.MultiheadAttention):
+        names = [f"{part}_proj_weight" for part in ("in", "q", "k", "v")]
+    return [name for name in names if getattr(module, name, None) is not None]
 
 
 def select(
@@ -51,14 +112,65 @@ def select(
     >>> list(select(model)), list(select(model, exclude=["2"]))
     (['0', '2'], ['0'])
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    layers: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    layers: dict[str, nn.Module] = {name: module for name, module in _modules(model).items() if isinstance(module, kinds)}
     if not layers:
         others = "" if kinds == LAYERS else " (or a recurrent one, an embedding or attention)"
         raise ValueError(f"model must have a Linear, Conv1d or Conv2d layer{others}, got none")
-    included = set(layers) if include is None else _matches(layers, include, "include")
-    excluded = set() if exclude is None else _matches(layers, exclude, "exclude")
+    return _chosen(layers, include, exclude)
+
+
+def select_weights(
+    model: nn.Module, include: Sequence[Pattern] | None = None, exclude: Sequence[Pattern] | None = None
+) -> dict[str, nn.Module]:
+    """Return what can be pruned in a model by name: :func:`select`, and the weights of recurrent layers and attention.
+
+    Those are named as parameters are (``"lstm.weight_hh_l0"``) and given as :class:`WeightOf`; patterns and types match
+    their own name or their layer's. An embedding is selected only where ``include`` holds its exact name or its type.
+
+    Parameters, result and errors are those of :func:`select`.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Embedding(5, 4), nn.LSTM(4, 3))
+    >>> list(select_weights(model)), list(select_weights(model, include=[nn.Embedding, "1.weight_ih*"]))
+    (['1.weight_ih_l0', '1.weight_hh_l0'], ['0', '1.weight_ih_l0'])
+    """
+    layers: dict[str, nn.Module] = {}
+    for name, module in _modules(model).items():
+        if isinstance(module, LAYERS) or (isinstance(module, TABLES) and _asked_for(name, module, include)):
+            layers[name] = module
+        for attribute in several_weights(module):
+            layers[f"{name}.{attribute}" if name else attribute] = WeightOf(module, attribute)
+    if not layers:
+        raise ValueError(
+            "model must have a Linear, Conv1d, Conv2d, recurrent or attention layer (or an embedding that include "
+            "names), got none"
+        )
+    names = {module: name for name, module in model.named_modules()}
+    outer = {key: names[layer.layer] for key, layer in layers.items() if isinstance(layer, WeightOf)}
+    return _chosen(layers, include, exclude, outer)
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return dict(model.named_modules())
+
+
+def _asked_for(name: str, table: nn.Module, include: object) -> bool:
+    wanted = include if isinstance(include, (list, tuple, set, frozenset)) else ()
+    return any(entry == name or (isinstance(entry, type) and isinstance(table, entry)) for entry in wanted)
+
+
+def _chosen(
+    layers: dict[str, nn.Module],
+    include: Sequence[Pattern] | None,
+    exclude: Sequence[Pattern] | None,
+    outer: dict[str, str] | None = None,
+) -> dict[str, nn.Module]:
+    """Return the layers that are included and not excluded, one for each weight; outer names count too."""
+    included = set(layers) if include is None else _matches(layers, include, "include", outer or {})
+    excluded = set() if exclude is None else _matches(layers, exclude, "exclude", outer or {})
     groups: dict[int, list[str]] = {}
     for name, module in layers.items():
         groups.setdefault(id(weight_or_self(module)), []).append(name)
@@ -85,15 +197,21 @@ def weight_or_self(module: nn.Module) -> object:
     return module if weight is None else weight
 
 
-def _matches(layers: dict[str, nn.Module], patterns: Sequence[Pattern], argument: str) -> set[str]:
+def _matches(
+    layers: dict[str, nn.Module], patterns: Sequence[Pattern], argument: str, outer: dict[str, str]
+) -> set[str]:
     if isinstance(patterns, (str, type)) or not isinstance(patterns, (list, tuple, set, frozenset)):
         raise TypeError(f"{argument} must be a list of name patterns or module types, got {patterns!r}")
     found: set[str] = set()
     for pattern in patterns:
         if isinstance(pattern, str):
-            names = {name for name in layers if fnmatch.fnmatchcase(name, pattern)}
+            names = {
+                name
+                for name in layers
+                if any(fnmatch.fnmatchcase(each, pattern) for each in (name, outer.get(name, name)))
+            }
         elif isinstance(pattern, type) and issubclass(pattern, nn.Module):
-            names = {name for name, module in layers.items() if isinstance(module, pattern)}
+            names = {name for name, module in layers.items() if isinstance(place_of(module)[0], pattern)}
         else:
             raise TypeError(f"{argument} must hold name patterns or module types, got {pattern!r}")
         if not names:
@@ -132,6 +250,8 @@ def check_weights(layers: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
 
 def _fault(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
+    if weight is None and several_weights(module):
+        return "several weights in one layer, which are selected one by one"
     if weight is None:
         return "not a parameter (remove its parametrization first)"
     if is_lazy(weight):

@@ -228,6 +228,24 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
             "force": Flag(),
         },
     ),
+    "profile": (
+        lambda: {
+            "model": model(),
+            "example_inputs": INPUTS,
+            "gains": True,
+            "sparsity": 0.5,
+            "seconds": 0.01,
+            "progress": False,
+        },
+        {
+            "model": Model(layers=False),
+            "example_inputs": Inputs(),
+            "gains": Flag(),
+            "sparsity": FRACTION,
+            "seconds": POSITIVE,
+            "progress": Flag(),
+        },
+    ),
     "quantize_dynamic": (
         lambda: {
             "model": model(),
@@ -432,6 +450,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "scores.l2": (lambda: {"model": model(), "layers": {"4": model()[4]}}, {"model": Anything(), "layers": Layers()}),
     "scores.lamp": (lambda: {"model": model(), "layers": {"4": model()[4]}}, {"model": Anything(), "layers": Layers()}),
     "scores.random": (lambda: {"seed": 0}, {"seed": SEED}),
+    "scores.bn_scale": (lambda: {"example_inputs": INPUTS}, {"example_inputs": Inputs()}),
     "scores.Loss": (None, {}),
     "scores.Score": (None, {}),
 }
@@ -442,6 +461,7 @@ for name, names in {
     "fisher": ("data", "loss", "progress"),
     "wanda": ("data", "batch_size"),
     "ablation": ("data", "loss", "batch_size", "progress"),
+    "activation": ("data", "batch_size"),
 }.items():
     values = {argument: MEASURED[argument][0] for argument in names}
     CALLS[f"scores.{name}"] = values.copy, {argument: MEASURED[argument][1] for argument in names}
@@ -453,6 +473,7 @@ NONE_IS_LEGAL = {
     "equalize_": ("include", "exclude"),
     "simplify": ("include", "exclude"),
     "pack": ("format",),
+    "profile": ("sparsity",),
     "quantize_dynamic": ("qconfig_spec", "example_inputs"),
     "fit_": ("schedule", "clip_norm", "patience"),
     "distill_": ("schedule", "clip_norm", "patience"),

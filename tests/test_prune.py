@@ -297,8 +297,8 @@ def test_a_score_of_outputs_is_no_score_of_weights():
 def test_bad_models():
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module"):
         pc.prune_([make()], sparsity=0.5)
-    with pytest.raises(ValueError, match="must have a Linear"):
-        pc.prune_(nn.Sequential(nn.ReLU(), nn.LSTM(2, 2)), sparsity=0.5)
+    with pytest.raises(ValueError, match="must have a Linear, Conv1d, Conv2d, recurrent or attention layer"):
+        pc.prune_(nn.Sequential(nn.ReLU(), nn.Embedding(2, 2)), sparsity=0.5)
     model = nn.Sequential(
         nn.Linear(3, 3),
         nn.LazyLinear(4),

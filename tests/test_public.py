@@ -42,14 +42,16 @@ def public(name: str) -> Any:
 def called(name: str) -> Any:
     """The function to call: a score that is made from data is used at once."""
     function = public(name)
-    if name.removeprefix("scores.") not in ("taylor", "snip", "fisher", "wanda", "ablation"):
+    made_from_data = ("taylor", "snip", "fisher", "wanda", "ablation", "activation", "bn_scale")
+    if name.removeprefix("scores.") not in made_from_data:
         return function
+    layer = 0 if name == "scores.bn_scale" else 4  # in front of the batch norm
 
     def use(**arguments: Any) -> Any:
         made = model()
         before = state(made)
         try:
-            return function(**arguments)(made, {"4": made[4]})
+            return function(**arguments)(made, {str(layer): made[layer]})
         finally:
             assert state(made) == before, "the scored model was changed"
 

@@ -53,6 +53,7 @@ FACTORIES = {
     "fisher": lambda data: scores.fisher(data, LOSS),
     "wanda": lambda data: scores.wanda(data, batch_size=4),
     "ablation": lambda data: scores.ablation(data, LOSS, batch_size=4),
+    "activation": lambda data: scores.activation(data, batch_size=4),
 }
 
 
@@ -82,7 +83,7 @@ def test_nothing_of_the_model_changes(name, case):
         assert parameter.grad is None or torch.equal(parameter.grad, gradients[key][1])
     assert list(first) == list(layers_of(model))
     for key, layer in layers_of(model).items():
-        expected = layer.weight.shape[:1] if name == "ablation" else layer.weight.shape
+        expected = layer.weight.shape[:1] if name in ("ablation", "activation") else layer.weight.shape
         assert first[key].shape == expected and first[key].is_floating_point()
         assert bool(torch.isfinite(first[key]).all()) and not first[key].requires_grad
         assert torch.equal(first[key], second[key])  # the same again
@@ -283,7 +284,7 @@ def test_inputs_may_be_a_tuple_or_a_dict():
     assert all(torch.equal(found[i], found[i + 1]) for i in range(0, len(found), 2))
 
 
-@pytest.mark.parametrize("name", ["taylor", "snip", "fisher", "wanda", "ablation"])
+@pytest.mark.parametrize("name", ["taylor", "snip", "fisher", "wanda", "ablation", "activation"])
 def test_bad_data(name):
     with pytest.raises(TypeError, match="data must be"):
         FACTORIES[name](iter([(torch.ones(1), torch.ones(1))]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 from .. import data as data_module
 from ..data import Data
+from ..flows import observed
 from ..progress import track
-from ..selection import check_weights
+from ..recording import copied, run
+from ..selection import check_weights, count_bad, listed
 from .running import Loss, Score, check_arguments, check_reached, layer_weight, mean_loss, undisturbed
 
 _ACTIVATIONS = (
@@ -19,7 +22,8 @@ _ACTIVATIONS = (
     *(nn.Softshrink, nn.Hardshrink, nn.Tanhshrink, nn.Identity),
 )
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+_NORMS = (*_BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d)
 _POOLS = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.LPPool1d, nn.LPPool2d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
@@ -87,6 +91,136 @@ def ablation(data: Data, loss: Loss, *, batch_size: int = 256, progress: bool = 
                         done.advance()
                 items += rows
         return {name: total / items for name, total in sums.items()}
+
+    return score
+
+
+def activation(data: Data, *, batch_size: int = 256) -> Score:
+    """Make the score ``mean |a_c|``, the mean magnitude of each output c of a layer over the data.
+
+    As in :func:`ablation` an output is looked at where it ends, behind the batch norm, activation, dropout and pooling
+    modules that directly follow its layer: behind a ReLU it is how strongly a neuron fires (compare Hu et al. 2016,
+    network trimming, arXiv:1607.03250, where it is how often). It takes one forward pass over the data.
+
+    Parameters
+    ----------
+    data : Data
+        A pair ``(inputs, targets)``, a Dataset or batches; the targets are not used.
+    batch_size : int
+        Items per forward pass.
+
+    Returns
+    -------
+    Score
+        That gives one value for each output: dict of name to [out] float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When data is not of that form, does not reach a layer, or gives outputs that are not finite.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
+    >>> model[0].weight.data = torch.tensor([[3.0, 0.0], [0.0, -1.0]])
+    >>> activation((torch.ones(4, 2), torch.zeros(4)))(model, {"0": model[0]})["0"].tolist()
+    [3.0, 0.0]
+    """
+    check_arguments(data, batch_size=batch_size)
+
+    def score(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, Tensor]:
+        check_weights(layers)
+        sums = {name: torch.zeros(layer_weight(layer).shape[0], dtype=torch.float64) for name, layer in layers.items()}
+        counts = dict.fromkeys(layers, 0)
+        sites: dict[str, _Site] = {}
+        with undisturbed(model), torch.no_grad():
+            for inputs, _ in data_module.batches(data, batch_size):
+                if not sites:
+                    sites = _sites(model, layers, inputs)
+                with ExitStack() as stack:
+                    for name, site in sites.items():
+                        look = _Look(site, name, sums, counts)
+                        stack.callback(site.module.register_forward_hook(look).remove)
+                    data_module.forward(model, inputs, "data inputs")
+        found = {name: total / max(counts[name], 1) for name, total in sums.items()}
+        bad = {name: "NaN or infinity" for name, value in found.items() if not bool(value.isfinite().all())}
+        if bad:
+            raise ValueError(f"data must give finite outputs of every layer, got {listed(bad)}")
+        return found
+
+    return score
+
+
+class _Look:
+    """Adds up the magnitudes of the channels at a site."""
+
+    def __init__(self, site: _Site, name: str, sums: dict[str, Tensor], counts: dict[str, int]) -> None:
+        self.site, self.name, self.sums, self.counts, self.calls = site, name, sums, counts, 0
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self.calls += 1
+        if self.site.call in (None, self.calls - 1):
+            values = output.detach().movedim(self.site.axis, 0).flatten(1).double().abs()
+            self.sums[self.name] += values.sum(1).cpu()
+            self.counts[self.name] += values.shape[1]
+
+
+def bn_scale(example_inputs: Any) -> Score:
+    """Make the score ``|gamma_c|``, the scale of the batch normalization behind each output c of a layer.
+
+    Network slimming (Liu et al. 2017, arXiv:1708.06519); it is meant for models that were trained with an L1 penalty on
+    these scales. Which normalization takes the outputs of a layer is seen as the model runs.
+
+    Parameters
+    ----------
+    example_inputs : tensor, array, or tuple or dict of them
+        What the model is called with.
+
+    Returns
+    -------
+    Score
+        That gives one value for each output: dict of name to [out] float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When example_inputs do not fit the model, or layers have no batch normalization with a scale directly behind
+        them, which alone takes their outputs (all are named), or scales are not finite.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+    >>> model[1].weight.data = torch.tensor([-0.5, 2.0])
+    >>> bn_scale(torch.zeros(1, 1, 4, 4))(model, {"0": model[0]})["0"].tolist()
+    [0.5, 2.0]
+    """
+    copied(example_inputs)
+
+    def score(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, Tensor]:
+        check_weights(layers)
+        norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m._parameters.get("weight") is not None]
+        ranks: dict[nn.Module, int] = {}
+        with undisturbed(model):
+            flow = observed(
+                layers.values(),
+                norms,
+                [lambda: run(model, example_inputs)],
+                look=lambda layer, output: ranks.update({layer: output.ndim}),
+            )
+        behind = {giver: takers[0] for giver, takers in flow.groups().items() if len(takers) == 1}
+        # The channels of a norm are the second dimension, the outputs of a Linear the last one.
+        fit = {layer for layer in behind if not isinstance(layer, nn.Linear) or ranks[layer] == 2}
+        missing = [name for name, layer in layers.items() if layer not in fit]
+        if missing:
+            raise ValueError(
+                "bn_scale needs layers with a batch normalization directly behind them that alone takes their outputs, "
+                f"got none behind {missing}: exclude them, or choose another score"
+            )
+        found = {name: layer_weight(behind[layer]).double().abs() for name, layer in layers.items()}
+        bad = {name: f"{count} NaN or infinite scales" for name, value in found.items() if (count := count_bad(value))}
+        if bad:
+            raise ValueError(f"model must have finite batch normalizations, got {listed(bad)}")
+        return found
 
     return score
 

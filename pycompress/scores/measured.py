@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +9,8 @@ from .. import data as data_module
 from ..data import Data
 from ..progress import track
 from ..selection import check_weights, listed
-from .running import Loss, Score, check_arguments, check_reached, layer_weight, mean_loss, undisturbed, watched_inputs
+from .inputs import watched_squares
+from .running import Loss, Score, check_arguments, check_reached, layer_weight, mean_loss, undisturbed
 
 
 def taylor(data: Data, loss: Loss, *, batch_size: int = 128) -> Score:
@@ -120,7 +119,10 @@ def fisher(data: Data, loss: Loss, *, progress: bool = True) -> Score:
 def wanda(data: Data, *, batch_size: int = 128) -> Score:
     """Make the score ``|w| * norm2(x)``, x the inputs that a weight multiplies (Wanda, Sun et al. 2024).
 
-    For a convolution, these are all inputs under that place of the kernel, padding included.
+    For a convolution, these are all inputs under that place of the kernel, padding included; for ``weight_hh`` of a
+    recurrent layer the states that its steps start from; for attention queries, keys, values, and what the output
+    projection takes; for a row of an embedding ones, as many as it was looked up. The projection of an LSTM with
+    ``proj_size`` has no such score.
 
     Parameters
     ----------
@@ -151,11 +153,10 @@ def wanda(data: Data, *, batch_size: int = 128) -> Score:
         weights = check_weights(layers)
         sums: dict[str, Tensor] = {}
 
-        def add(name: str, module: nn.Module, x: Tensor) -> None:
-            squares = _squares(module, x.detach())
+        def add(name: str, squares: Tensor) -> None:
             sums[name] = sums[name] + squares if name in sums else squares
 
-        with undisturbed(model), torch.inference_mode(False), torch.no_grad(), watched_inputs(layers, add):
+        with undisturbed(model), torch.inference_mode(False), torch.no_grad(), watched_squares(model, layers, add):
             for inputs, _ in data_module.batches(data, batch_size):
                 data_module.forward(model, inputs, "data inputs")
         check_reached(layers, sums, "data")
@@ -165,17 +166,6 @@ def wanda(data: Data, *, batch_size: int = 128) -> Score:
         return {name: (weight.detach().double().abs() * sums[name].sqrt()).float() for name, weight in weights.items()}
 
     return score
-
-
-def _squares(module: nn.Module, x: Tensor) -> Tensor:
-    """Sum of squared inputs under each weight: float64 [in] of a Linear, [shape of weight] of a convolution."""
-    if isinstance(module, nn.Linear):
-        return x.reshape(-1, x.shape[-1]).double().square().sum(0)
-    # The derivative of sum(conv(x^2)) with respect to a weight is the sum of the x^2 that it multiplies.
-    with torch.enable_grad():
-        weight = torch.zeros(layer_weight(module).shape, dtype=torch.float64, device=x.device, requires_grad=True)
-        y = cast(nn.Conv2d, module)._conv_forward(x.double().square(), weight, None)
-        return torch.autograd.grad(y.sum(), weight)[0]
 
 
 @torch.inference_mode(False)
@@ -209,7 +199,8 @@ def _gradient_means(
                     done.advance(rows)
                     for total, gradient in zip(sums.values(), gradients, strict=True):
                         if gradient is not None:
-                            total.add_(gradient.double() ** power, alpha=rows)
+                            dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
+                            total.add_(dense.double() ** power, alpha=rows)
         finally:
             for weight in frozen:
                 weight.requires_grad_(False)
