@@ -58,7 +58,8 @@ def observed(
     Parameters
     ----------
     givers, takers : Modules
-        Without hooks that change anything; each returns one tensor. A taker takes what is its only argument.
+        Without hooks that change anything; each returns one tensor. A taker takes what is its only argument, an
+        nn.MultiheadAttention what is its query, key and value at once.
     runs : iterable of callables
         Each runs the model, and returns what the model does. Outputs are kept until the run ends.
     passing : operations of torch, such as ``torch.ops.aten.relu``
@@ -118,8 +119,7 @@ class _Watch(TorchDispatchMode):
                     self.owners.setdefault(id(parameter), set()).add(module)
 
     def enters(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        values = [*args, *kwargs.values()]
-        found = self.made.get(id(values[0])) if len(values) == 1 and module in self.takers else None
+        found = self.made.get(id(_taken(module, args, kwargs))) if module in self.takers else None
         if module in self.takers:
             self.flow.took[None if found is None else found[0], module] += 1
         self.inside.append((module, None if found is None else found[1]))
@@ -154,6 +154,15 @@ class _Watch(TorchDispatchMode):
             return result
         self.note((args, kwargs))
         return func(*args, **kwargs)
+
+
+def _taken(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the only argument of a call, or what attention takes as query, key and value at once; None where more."""
+    values = [*args, *kwargs.values()]
+    if isinstance(module, nn.MultiheadAttention):
+        values = [*args, *(kwargs[name] for name in ("query", "key", "value") if name in kwargs)][:3]
+        return values[0] if values and all(value is values[0] for value in values) else None
+    return values[0] if len(values) == 1 else None
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

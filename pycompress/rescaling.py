@@ -18,7 +18,7 @@ from .masks import has_no_other_hooks
 from .recording import run
 from .schedules import number
 from .scores.running import undisturbed
-from .selection import LAYERS, Pattern, check_weights, count_bad, listed, select
+from .selection import LAYERS, Pattern, WeightOf, check_weights, count_bad, listed, place_of, select, select_weights
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 _BATCH_SIZE = 256
@@ -88,15 +88,16 @@ def smooth_(
 ) -> RescaleSummary:
     """Move outliers of activations into the weights behind them, in place: SmoothQuant, before ``pc.quantize_``.
 
-    For each channel j of a LayerNorm (or RMSNorm) whose outputs only Linear layers take,
+    For each channel j of a LayerNorm (or RMSNorm) whose outputs only Linear layers and self-attention take,
     ``s_j = max|x_j|^alpha / max|w_j|^(1 - alpha)`` (Xiao et al. 2022, arXiv:2211.10438, equation 4), where x are the
     outputs over the data and w the weights of all these layers. The weight and the bias of the normalization are
     divided by s, the input columns of the layers multiplied by it: the float model computes the same, up to rounding,
     and the activations get ranges that one int8 scale serves. A channel with zero for either maximum keeps s = 1.
 
     Which layers take what is seen as the model runs on the data, whatever its code says: a normalization whose outputs
-    anything else reads (a residual sum, ``nn.MultiheadAttention``) stays as it is, and so do layers whose weights are
-    shared or read by anything but their own forward.
+    anything else reads (a residual sum, say) stays as it is, and so do layers whose weights are shared or read by
+    anything but their own forward. Of an ``nn.MultiheadAttention`` whose query, key and value are the outputs, the
+    columns of ``in_proj_weight`` are multiplied.
 
     Parameters
     ----------
@@ -107,8 +108,8 @@ def smooth_(
         From 0 (scale the weights evenly) to 1 (scale the activations evenly); the paper uses 0.5, and up to 0.75 where
         outliers are strong.
     include, exclude : list of str or module types, optional
-        Name patterns, or types, of the Linear layers that may change; all of them by default. A normalization with any
-        other layer behind it is left out.
+        Name patterns, or types, of the Linear and attention layers that may change; all of them by default. A
+        normalization with any other layer behind it is left out.
 
     Returns
     -------
@@ -131,12 +132,13 @@ def smooth_(
     tensor([ 1., 10.], dtype=torch.float64)
     """
     alpha = number(alpha, "alpha", 0, 1)
-    layers = select(model, include, exclude)
+    layers = {name: layer for name, layer in select_weights(model, include, exclude).items() if _smooths(layer)}
     check_weights(layers)
     data_module.check(data, "data")
     fit, names = _Fit(model), {module: name for name, module in model.named_modules()}
     norms = [module for module in names if type(module) in _NORMS and fit(module) and len(module.normalized_shape) == 1]
-    linears = [layer for layer in layers.values() if isinstance(layer, nn.Linear) and fit(layer)]
+    places = (place_of(layer)[0] for layer in layers.values())
+    takers = [layer for layer in places if isinstance(layer, (nn.Linear, nn.MultiheadAttention)) and fit(layer)]
     largest: dict[nn.Module, Tensor] = {}
 
     def look(norm: nn.Module, output: Tensor) -> None:
@@ -147,12 +149,13 @@ def smooth_(
     with undisturbed(model):
         batches = data_module.batches(data, _BATCH_SIZE, name="data")
         runs = (partial(data_module.forward, model, inputs, "data inputs") for inputs, _ in batches)
-        groups = observed(norms, linears, runs, look=look).groups()
+        groups = observed(norms, takers, runs, look=look).groups()
     groups = {norm: takers for norm, takers in groups.items() if norm in largest}
     if not groups:
         raise ValueError(
-            "model must have a LayerNorm or RMSNorm whose outputs Linear layers (which may change) take and nothing "
-            f"else does, got none of {[name for module, name in names.items() if isinstance(module, _NORMS)]}"
+            "model must have a LayerNorm or RMSNorm whose outputs Linear layers or self-attention (which may change) "
+            "take and nothing else does, got none of "
+            f"{[name for module, name in names.items() if isinstance(module, _NORMS)]}"
         )
     broken = {names[norm]: fault for norm in groups if (fault := _fault(norm))}
     if broken:
@@ -161,21 +164,21 @@ def smooth_(
     if bad:
         raise ValueError(f"data must give finite activations, got NaN or infinity behind {listed(bad)}")
     changed: dict[nn.Parameter, Tensor] = {}
-    places = []
-    for norm, takers in groups.items():
+    done = []
+    for norm, behind in groups.items():
         x = largest[norm].double()
-        columns = [_weight(layer).abs().amax(0).to(x.device) for layer in takers if len(_weight(layer))]
+        weights = [cast(nn.Parameter, getattr(layer, _taking(layer))) for layer in behind]
+        columns = [weight.detach().double().abs().amax(0).to(x.device) for weight in weights if len(weight)]
         w = torch.stack(columns).amax(0) if columns else torch.zeros_like(x)
         s = torch.where((x > 0) & (w > 0), x**alpha / w ** (1 - alpha), 1.0)
         for parameter in norm._parameters.values():
             if parameter is not None:
                 changed[parameter] = parameter.detach().double() / s.to(parameter.device)
-        for layer in takers:
-            weight = cast(nn.Parameter, layer.weight)
+        for weight in weights:
             changed[weight] = weight.detach().double() * s.to(weight.device)
-        places.append(Rescaled(names[norm], tuple(names[layer] for layer in takers), s))
+        done.append(Rescaled(names[norm], tuple(names[layer] for layer in behind), s))
     _write(changed, names)
-    return RescaleSummary(tuple(places))
+    return RescaleSummary(tuple(done))
 
 
 def equalize_(
@@ -285,12 +288,21 @@ class _Fit:
         )
 
     def __call__(self, module: nn.Module) -> bool:
-        known = any(type(module).forward is kind.forward for kind in (*LAYERS, *_NORMS))
-        own = module._parameters.get("weight") is not None and (
+        known = any(type(module).forward is kind.forward for kind in (*LAYERS, *_NORMS, nn.MultiheadAttention))
+        own = module._parameters.get(_taking(module)) is not None and (
             "bias" in module._parameters or not hasattr(module, "bias")
         )
         alone = all(self.places[parameter] == 1 for parameter in module._parameters.values() if parameter is not None)
         return known and own and alone and has_no_other_hooks(module)
+
+
+def _taking(layer: nn.Module) -> str:
+    """Return the name of the weight that a layer's inputs are multiplied with."""
+    return "in_proj_weight" if isinstance(layer, nn.MultiheadAttention) else "weight"
+
+
+def _smooths(layer: nn.Module) -> bool:
+    return isinstance(layer, LAYERS) or (isinstance(layer, WeightOf) and layer.attribute == "in_proj_weight")
 
 
 def _fault(module: nn.Module) -> str:

@@ -128,16 +128,82 @@ def test_norms_that_others_read_are_left_alone(mode):
 
 
 def test_torch_s_own_encoder_layer():
-    """Its first norm feeds nn.MultiheadAttention, which is no Linear; the second one a Linear."""
+    """Its first norm feeds nn.MultiheadAttention, the second one a Linear."""
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(16, 2, 32, norm_first=True, batch_first=True)
+    model.norm1.weight.data[3] = 50
+    old = copy.deepcopy(model).eval()
     expected = model.eval()(X).detach()
     summary = pc.smooth_(model, DATA)
-    assert [(place.source, place.layers) for place in summary.places] == [("norm2", ("linear1",))]
+    assert [(p.source, p.layers) for p in summary.places] == [("norm1", ("self_attn",)), ("norm2", ("linear1",))]
+    s = summary.places[0].factors.float()
+    x = old.norm1(X).abs().reshape(-1, 16).amax(0)
+    torch.testing.assert_close(s, (x / old.self_attn.in_proj_weight.abs().amax(0)).sqrt().detach())
+    torch.testing.assert_close(model.self_attn.in_proj_weight, old.self_attn.in_proj_weight * s)
+    torch.testing.assert_close(model.norm1.weight, old.norm1.weight / s)
+    assert torch.equal(model.self_attn.out_proj.weight, old.self_attn.out_proj.weight)
     torch.testing.assert_close(model(X), expected, rtol=1e-4, atol=1e-5)  # on its fast path, as before
     behind = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)  # norms behind: their outputs are summed too
     with pytest.raises(ValueError, match=r"model must have a LayerNorm .* got none of \['norm1', 'norm2'\]"):
         pc.smooth_(behind, DATA)
+
+
+def test_attention_that_takes_something_else_too_is_left_alone():
+    class Cross(nn.Module):
+        def __init__(self, mode):
+            super().__init__()
+            self.mode, self.norm, self.fc = mode, nn.LayerNorm(16), nn.Linear(16, 16)
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True, kdim=16 if mode == "same" else None)
+
+        def forward(self, x):
+            y = self.norm(x)
+            if self.mode == "cross":
+                return self.attention(y, x, x)[0]
+            if self.mode == "weight read":
+                return self.attention(y, y, y)[0] + self.attention.in_proj_weight.sum()
+            return self.attention(query=y, key=y, value=y, need_weights=False)[0] + self.fc(y)
+
+    for mode in ("cross", "weight read"):
+        with pytest.raises(ValueError, match="model must have a LayerNorm"):
+            pc.smooth_(Cross(mode), DATA)
+    model = Cross("same").eval()
+    expected = model(X).detach()
+    assert [place.layers for place in pc.smooth_(model, DATA).places] == [("attention", "fc")]
+    torch.testing.assert_close(model(X), expected, rtol=1e-4, atol=1e-5)
+    for include in (["fc"], ["attention.out_proj", "fc"]):
+        with pytest.raises(ValueError, match="model must have a LayerNorm"):
+            pc.smooth_(Cross("same"), DATA, include=include)
+    model = Cross("same")
+    model.attention.in_proj_weight.data[1, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"'attention\.in_proj_weight': 1 NaN"):
+        pc.smooth_(model, DATA)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_smoothing_attention_lowers_its_int8_error(seed):
+    torch.manual_seed(seed)
+
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.attention = nn.LayerNorm(32), nn.MultiheadAttention(32, 2, batch_first=True)
+
+        def forward(self, x):
+            y = self.norm(x)
+            return x + self.attention(y, y, y)[0]
+
+    model = Attends().eval()
+    x, errors = torch.randn(8, 9, 32), {}
+    model.norm.weight.data[[3, 20]] = 80
+    model.attention.in_proj_weight.data[:, [3, 20]] /= 80
+    for smoothed in (False, True):
+        twin = copy.deepcopy(model)
+        if smoothed:
+            pc.smooth_(twin, (x, x))
+        with torch.no_grad():
+            expected, packed = model(x), pc.pack(twin, x, pc.Int8(), force=True)
+            errors[smoothed] = float((packed(x) - expected).norm())
+    assert errors[True] < 0.7 * errors[False], errors
 
 
 def test_channels_without_a_maximum_and_pruned_weights_stay():
