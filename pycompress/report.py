@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import kernels
+from .tables import cell, heading, new_table, plain
+from .tables import show as show
+from .tables import size as size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
     from rich.text import Text
 
     from .artifact import Description
@@ -88,23 +89,6 @@ class ModelResult:
         }
 
 
-def size(count: int) -> str:
-    """Write a number of bytes as a person reads it.
-
-    Examples
-    --------
-    >>> size(512), size(43_710), size(1_204_704)
-    ('512 B', '43.7 kB', '1.20 MB')
-    """
-    if count < 1000:
-        return f"{count} B"
-    if count < 999_950:
-        return f"{count / 1e3:.1f} kB"
-    if count < 999_995_000:
-        return f"{count / 1e6:.2f} MB"
-    return f"{count / 1e9:.2f} GB"
-
-
 def _time(milliseconds: float) -> str:
     return f"{1000 * milliseconds:.0f} us" if milliseconds < 10 else f"{milliseconds:.1f} ms"
 
@@ -112,37 +96,6 @@ def _time(milliseconds: float) -> str:
 def _ratio(before: float, after: float, better: str, worse: str, digits: int = 2) -> str:
     """Write how many times better (less) or worse something is."""
     return f"{before / after:.{digits}f}x {better}" if before >= after else f"{after / before:.{digits}f}x {worse}"
-
-
-def _plain(text: object) -> str:
-    """Return text as it is to be read: names come from files, and could hold what commands a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
-
-
-def _cell(*lines: str) -> Text:
-    """Lay out a value, and below it, dim, what explains it."""
-    from rich.text import Text
-
-    cell = Text(_plain(lines[0]))
-    for line in lines[1:]:
-        cell.append("\n" + _plain(line), style="dim")
-    return cell
-
-
-def _table(*columns: str, right: bool) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if right and i else "left", overflow="fold")
-    return table
-
-
-def _heading(text: str) -> Text:
-    from rich.text import Text
-
-    return Text(_plain(text), style="bold")
 
 
 def models_table(models: list[dict[str, Any]], what: str) -> list[RenderableType]:
@@ -163,33 +116,33 @@ def models_table(models: list[dict[str, Any]], what: str) -> list[RenderableType
     parts: list[RenderableType] = []
     for model in models:
         before, after, verdict = model["original"], model["compressed"], model["verdict"]
-        table = _table("", "original", "compressed", "change", right=True)
+        table = new_table("", "original", "compressed", "change", right=True)
         low, high = verdict["interval"]
-        change = _cell(f"{verdict['difference']:+.4f}", f"[{low:+.4f}, {high:+.4f}]")
-        table.add_row(_cell("accuracy", what), *_values(before, after, "accuracy"), change)
+        change = cell(f"{verdict['difference']:+.4f}", f"[{low:+.4f}, {high:+.4f}]")
+        table.add_row(cell("accuracy", what), *_values(before, after, "accuracy"), change)
         if "external" in model:
             external = model["external"]
             low, high = external["interval"]
             table.add_row(
-                _cell("accuracy", f"external, {external['items']} items"),
-                *(_cell(f"{external[side]:.4f}") for side in ("original", "compressed")),
-                _cell(f"{external['difference']:+.4f}", f"[{low:+.4f}, {high:+.4f}]"),
+                cell("accuracy", f"external, {external['items']} items"),
+                *(cell(f"{external[side]:.4f}") for side in ("original", "compressed")),
+                cell(f"{external['difference']:+.4f}", f"[{low:+.4f}, {high:+.4f}]"),
             )
-        change = _cell(f"{after['membership_auc'] - before['membership_auc']:+.4f}")
-        label = _cell("membership AUC", "0.5: gives nothing away")
+        change = cell(f"{after['membership_auc'] - before['membership_auc']:+.4f}")
+        label = cell("membership AUC", "0.5: gives nothing away")
         table.add_row(label, *_values(before, after, "membership_auc"), change)
         sizes = before["bytes"], after["bytes"]
-        table.add_row("size on disk", *(_cell(size(count)) for count in sizes), _ratio(*sizes, "smaller", "larger", 1))
+        table.add_row("size on disk", *(cell(size(count)) for count in sizes), _ratio(*sizes, "smaller", "larger", 1))
         for batch, milliseconds in before["latency_ms"].items():
             times = milliseconds, after["latency_ms"][batch]
             speedup, low, high = model["speedup"][batch]
             ends = (low, high) if speedup >= 1 else (1 / high, 1 / low)
             table.add_row(
-                _cell(f"latency, batch {batch}"),
-                *(_cell(_time(value)) for value in times),
-                _cell(_ratio(speedup, 1, "faster", "slower"), f"[{ends[0]:.2f}, {ends[1]:.2f}]"),
+                cell(f"latency, batch {batch}"),
+                *(cell(_time(value)) for value in times),
+                cell(_ratio(speedup, 1, "faster", "slower"), f"[{ends[0]:.2f}, {ends[1]:.2f}]"),
             )
-        parts += [_heading(model["name"]), table, _conclusion(model), ""]
+        parts += [heading(model["name"]), table, _conclusion(model), ""]
     return parts
 
 
@@ -197,7 +150,7 @@ def _values(before: dict[str, Any], after: dict[str, Any], name: str) -> list[Te
     cells = []
     for values in (before, after):
         low, high = values[f"{name}_interval"]
-        cells.append(_cell(f"{values[name]:.4f}", f"[{low:.3f}, {high:.3f}]"))
+        cells.append(cell(f"{values[name]:.4f}", f"[{low:.3f}, {high:.3f}]"))
     return cells
 
 
@@ -236,16 +189,16 @@ def description_tables(path: str, found: Description) -> list[RenderableType]:
     digest = Text("the digest fits", style="green")
     if not found.digest_ok:
         digest = Text("the digest DOES NOT FIT: the file is damaged, or was changed", style="bold red")
-    heading = Text.assemble(_heading(path), f"\n{size(found.bytes)}, format version {found.version}, ", digest)
-    tensors = _table("tensor", "shape", "type", "coding", "bytes", right=True)
+    title = Text.assemble(heading(path), f"\n{size(found.bytes)}, format version {found.version}, ", digest)
+    tensors = new_table("tensor", "shape", "type", "coding", "bytes", right=True)
     for tensor in found.tensors:
         shape = " x ".join(map(str, tensor.shape)) or "scalar"
-        tensors.add_row(*map(_cell, (tensor.name, shape, tensor.dtype, tensor.coding, f"{tensor.bytes:,}")))
+        tensors.add_row(*map(cell, (tensor.name, shape, tensor.dtype, tensor.coding, f"{tensor.bytes:,}")))
     for name, owner in found.tied.items():
-        tensors.add_row(*map(_cell, (name, "", "", f"shares {owner}", "")))
-    parts: list[RenderableType] = [heading, tensors]
+        tensors.add_row(*map(cell, (name, "", "", f"shares {owner}", "")))
+    parts: list[RenderableType] = [title, tensors]
     if found.layers:
-        layers = _table("layer", "format", "speedup when packed", "why", right=False)
+        layers = new_table("layer", "format", "speedup when packed", "why", right=False)
         for name, record in found.layers.items():
             decision = record.decision
             speedup = ""
@@ -253,7 +206,7 @@ def description_tables(path: str, found: Description) -> list[RenderableType]:
                 speedup = f"{decision.speedup:.2f} [{decision.low:.2f}, {decision.high:.2f}]"
             format = "dense" if record.packed is None else repr(record.packed.format)
             reason = "" if decision is None else decision.reason
-            layers.add_row(*map(_cell, (name or "(the model)", format, speedup, reason)))
+            layers.add_row(*map(cell, (name or "(the model)", format, speedup, reason)))
         parts.append(layers)
     return parts
 
@@ -340,21 +293,12 @@ def findings_table(findings: list[Finding]) -> list[RenderableType]:
     """Lay out what :func:`diagnose` found."""
     from rich.text import Text
 
-    table = _table("", "", "found", right=False)
+    table = new_table("", "", "found", right=False)
     for finding in findings:
         mark = Text("!", style="bold yellow") if finding.fix else Text("ok", style="green")
-        found = _cell(finding.found)
+        found = cell(finding.found)
         if finding.fix:
-            found.append("\nto do: " + _plain(finding.fix), style="yellow")
-        table.add_row(mark, _cell(finding.subject), found)
+            found.append("\nto do: " + plain(finding.fix), style="yellow")
+        table.add_row(mark, cell(finding.subject), found)
     problems = sum(bool(finding.fix) for finding in findings)
     return [table, f"{problems} thing{'s' if problems > 1 else ''} to do." if problems else "No problem found."]
-
-
-def show(parts: list[RenderableType]) -> None:
-    """Print to stdout, as wide as the terminal, or 140 columns where there is none. Text is taken as it is."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False, emoji=False)
-    for part in parts:
-        console.print(part)
