@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .packing import pack as pack
     from .pipeline import Compressed as Compressed
     from .pipeline import compress as compress
+    from .profiling import profile as profile
     from .prune import Unstructured as Unstructured
     from .prune import prune_ as prune_
     from .quantize import quantize_ as quantize_
@@ -58,6 +59,7 @@ _HOME = {
     "pack": "packing",
     "quantize_dynamic": "dynamic",
     **dict.fromkeys(("Compressed", "compress"), "pipeline"),
+    "profile": "profiling",
     **dict.fromkeys(("Unstructured", "prune_"), "prune"),
     "quantize_": "quantize",
     **dict.fromkeys(("equalize_", "smooth_"), "rescaling"),

@@ -168,6 +168,8 @@ def described(value: Any) -> str:
         return "{" + ", ".join(f"{key!r}: {described(part)}" for key, part in value.items()) + "}"
     if isinstance(value, (tuple, list)):
         return "(" + ", ".join(map(described, value)) + ")"
+    if isinstance(value, Tensor) and value.is_nested:
+        return f"a nested tensor of {value.size(0)} {str(value.dtype).removeprefix('torch.')}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     return type(value).__name__

@@ -42,8 +42,10 @@ def is_conv1d(module: nn.Module) -> bool:
     >>> is_conv1d(nn.Conv1d(1, 1, 1))
     False
     """
+    if type(module).__name__ != "Conv1D":
+        return False
     weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
-    if type(module).__name__ != "Conv1D" or weight is None or bias is None or nn.parameter.is_lazy(weight):
+    if weight is None or bias is None or nn.parameter.is_lazy(weight):
         return False
     outputs = module.__dict__.get("nf")
     return weight.ndim == 2 and isinstance(outputs, int) and weight.shape[1:] == bias.shape == (outputs,)

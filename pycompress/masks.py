@@ -196,7 +196,7 @@ def _detach(module: nn.Module, name: str) -> None:
 
 
 def _masked_names(module: nn.Module) -> list[str]:
-    return [name.removeprefix(_PREFIX) for name in module._buffers if name.startswith(_PREFIX)]
+    return [name.removeprefix(_PREFIX) for name, _ in module._buffers.items() if name.startswith(_PREFIX)]
 
 
 def _parameter(module: nn.Module, name: str) -> nn.Parameter:

@@ -124,16 +124,28 @@ def run(model: nn.Module, example_inputs: Any) -> Any:
     tensor([0.])
     """
     with torch.no_grad():
-        return forward(model, _copied(example_inputs), "example_inputs")
+        return forward(model, copied(example_inputs), "example_inputs")
 
 
-def _copied(inputs: Any) -> Any:
+def copied(inputs: Any) -> Any:
+    """Return example inputs with every tensor copied, and arrays as tensors.
+
+    Raises
+    ------
+    TypeError
+        When an array holds no numbers.
+
+    Examples
+    --------
+    >>> copied({"x": torch.ones(1)})
+    {'x': tensor([1.])}
+    """
     if isinstance(inputs, Tensor):
         return inputs.detach().clone()
     if isinstance(inputs, dict):
-        return {key: _copied(value) for key, value in inputs.items()}
+        return {key: copied(value) for key, value in inputs.items()}
     if type(inputs) in (tuple, list):
-        return type(inputs)(_copied(value) for value in inputs)
+        return type(inputs)(copied(value) for value in inputs)
     if not hasattr(inputs, "__array__"):
         return inputs
     try:
@@ -164,7 +176,7 @@ def _probe(base: type[nn.Module], seen: dict[nn.Module, Seen]) -> type[nn.Module
                 entry.obstacle = "it is called with keywords"
             elif entry.calls <= _KEPT_CALLS:
                 given = _in_order(base, args, kwargs)
-                copies = {id(x): _copied(x) for x in given}  # what is one tensor stays one
+                copies = {id(x): copied(x) for x in given}  # what is one tensor stays one
                 entry.inputs.append(tuple(copies[id(x)] for x in given))
         elif kwargs or len(args) != 1 or type(args[0]) not in (Tensor, nn.Parameter) or args[0].layout != torch.strided:
             entry.obstacle = "it is called with other arguments than one plain tensor"

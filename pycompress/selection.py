@@ -112,7 +112,9 @@ def select(
     >>> list(select(model)), list(select(model, exclude=["2"]))
     (['0', '2'], ['0'])
     """
-    layers: dict[str, nn.Module] = {name: module for name, module in _modules(model).items() if isinstance(module, kinds)}
+    layers: dict[str, nn.Module] = {
+        name: module for name, module in _modules(model).items() if isinstance(module, kinds)
+    }
     if not layers:
         others = "" if kinds == LAYERS else " (or a recurrent one, an embedding or attention)"
         raise ValueError(f"model must have a Linear, Conv1d or Conv2d layer{others}, got none")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,12 +143,71 @@ def count_parameters(model: nn.Module) -> int:
     >>> count_parameters(nn.Linear(3, 2))
     8
     """
+    packed = {id(part): part for module in model.modules() for part in packed_parts(module)}
     count = sum(parameter.numel() for parameter in model.parameters())
-    packed: dict[int, Any] = {id(m.packed): m.packed for m in model.modules() if hasattr(m, "packed")}
-    for weight in (part for parts in packed.values() for part in (parts if isinstance(parts, tuple) else (parts,))):
-        if isinstance(getattr(weight, "shape", None), tuple):
-            count += math.prod(weight.shape) + (0 if weight.bias is None else weight.shape[0])
-    return count
+    return count + sum(stored(part).parameters for part in packed.values())
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a tensor or a packed weight holds.
+
+    Attributes
+    ----------
+    parameters : int
+        Numbers, zeros included.
+    nonzero : int
+    bytes : int
+        In memory.
+
+    Examples
+    --------
+    >>> Stored(4, 3, 16).nonzero
+    3
+    """
+
+    parameters: int
+    nonzero: int
+    bytes: int
+
+
+def packed_parts(module: nn.Module) -> tuple[Any, ...]:
+    """Return the packed weights that a module itself holds; () of a layer that is not packed.
+
+    Examples
+    --------
+    >>> packed_parts(nn.Linear(3, 2))
+    ()
+    """
+    packed = module.__dict__.get("packed")
+    parts = packed if isinstance(packed, tuple) else (packed,)
+    return tuple(part for part in parts if hasattr(part, "nbytes") and hasattr(part, "kernel"))
+
+
+def stored(weight: Any) -> Stored:
+    """Count what a tensor, or a packed weight (with its bias), holds.
+
+    Examples
+    --------
+    >>> stored(torch.tensor([[1.0, 0.0]]))
+    Stored(parameters=2, nonzero=1, bytes=8)
+    >>> from pycompress.formats import Int8
+    >>> stored(kernels.pack(torch.eye(4), Int8(), bias=torch.ones(4))).parameters
+    20
+    """
+    if isinstance(weight, torch.Tensor):
+        values = weight.detach()
+        return Stored(values.numel(), int(values.count_nonzero()), values.numel() * values.element_size())
+    if isinstance(weight, kernels.PackedRecurrent):
+        arrays = [array for name, array in weight.canonical().items() if not name.startswith("scale")]
+    else:
+        integers = np.asarray(weight.canonical_weight())
+        arrays = [integers] if weight.bias is None else [integers, weight.bias]
+        if (zero_point := getattr(weight, "zero_point", None)) is not None:  # where zero is another integer
+            group = weight.format.group
+            arrays[0] = integers != np.repeat(zero_point, group, axis=1)[:, : integers.shape[1]]
+    counts = [(array.size, int(np.count_nonzero(array))) for array in arrays]
+    return Stored(sum(size for size, _ in counts), sum(nonzero for _, nonzero in counts), int(weight.nbytes))
 
 
 def measure_latency(
