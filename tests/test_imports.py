@@ -24,7 +24,7 @@ ROWS = [
     "cells heads",
     "recurrent convolutions chains folding embeddings attention encoders sizes",
     "layers linears recording observers",
-    "masks grids data timing progress schedules rows torch_ops",
+    "masks grids changes data timing progress schedules rows torch_ops",
     "selection undo calls sequences activations int8_images flows tables",
     "weight_bytes",
     "kernels",

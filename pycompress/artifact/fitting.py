@@ -19,6 +19,7 @@ from ..layers import PackedLayer, PackedLinear
 from ..linears import is_conv1d
 from ..recurrent import PackedRecurrentLayer
 from . import attention, coding, embeddings, recurrent
+from .changed import number_faults
 from .container import ArtifactError
 from .contents import Contents, packed_names
 from .kinds import AttentionRecord, ConvRecord
@@ -113,6 +114,8 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
             if attributes:
                 sizes.append((module, attributes))
     faults += _tie_faults(filled, contents.metadata.tied)
+    for path, module in modules.items():
+        faults += number_faults(path, module, layers.get(path, LayerRecord()).numbers)
     report = {
         "missing in the file": sorted(expected - stored),
         "unexpected in the file": sorted(stored - expected),

@@ -187,3 +187,18 @@ def read_object(
             f"{sorted(value)!r:.99}"
         )
     return value
+
+
+def read_numbers(value: object, where: str) -> dict[str, int]:
+    """Check and parse the numbers of a layer.
+
+    Examples
+    --------
+    >>> read_numbers({"heads": 3}, "it")
+    {'heads': 3}
+    """
+    found = read_object(value, where)
+    for name, number in found.items():
+        if type(number) is not int or not 1 <= number < 2**31 or not name.isidentifier() or name.startswith("__"):
+            raise ArtifactError(f"{where} must be positive integers by name, got {name!r:.99}: {number!r:.99}")
+    return dict(found)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import grids, kernels, masks
 from ..activations import activation_of, fused_identity
 from ..chains import chained
+from ..changes import change_numbers_
 from ..convolutions import PackedConv1d, PackedConv2d
 from ..encoders import take_ordinary_path_
 from ..formats import Int4, Int8
@@ -22,6 +23,7 @@ from ..heads import keep_plain_
 from ..layers import PackedLayer, PackedLinear, decisions, set_decision
 from ..rows import PackedRows
 from . import attention, coding, embeddings, recurrent
+from .changed import without_removed
 from .container import ArtifactError, digest_fits, read_container
 from .contents import Contents, packed_names, read_contents
 from .durable import check_path, read_file
@@ -47,9 +49,10 @@ def load(path: str | PathLike[str], into: nn.Module | Callable[[], nn.Module]) -
 
     The model gets the numbers, dtypes and ties of the file, bit for bit, on the devices that it has. Layers are made
     smaller where the file holds fewer channels, hidden units or heads (what :func:`pycompress.simplify` takes away),
-    and replaced by packed ones where it holds these, with the decisions about them; the weights are packed for the CPU
-    at hand, and nothing is measured. Grids of quantized layers are recorded again. Masks that the model had are
-    dropped. A model with packed layers is for inference: it is in eval mode then and its parameters require no grad.
+    taken out where it was, and replaced by packed ones where it holds these, with the decisions about them; the weights
+    are packed for the CPU at hand, and nothing is measured. Grids of quantized layers are recorded again. Masks that
+    the model had are dropped. A model with packed layers is for inference: it is in eval mode then and its parameters
+    require no grad.
 
     Parameters
     ----------
@@ -94,8 +97,9 @@ def load(path: str | PathLike[str], into: nn.Module | Callable[[], nn.Module]) -
     model = into if isinstance(into, nn.Module) else into()
     if not isinstance(model, nn.Module):
         raise TypeError(f"into must make an nn.Module, got {type(model).__name__}")
-    fitting = fit(model, contents)
-    with torch.inference_mode(False):  # tensors made in inference mode could never be trained
+    # Tensors made in inference mode could never be trained.
+    with without_removed(model, contents.metadata.layers), torch.inference_mode(False):
+        fitting = fit(model, contents)
         return _apply(model, fitting, contents, _decode(fitting, contents, data))
 
 
@@ -194,6 +198,8 @@ def _apply(model: nn.Module, fit: Fit, contents: Contents, decoded: _Decoded) ->
         _fill(group, decoded.tensors[owner], keep=alone and not holder.is_meta)
     for module, sizes in fit.sizes:
         resize_(module, sizes)
+    for path, record in contents.metadata.layers.items():
+        change_numbers_(fit.modules[path], record.numbers)
     keep_plain_(model)
     result = model
     put: dict[int, PackedLayer] = {}

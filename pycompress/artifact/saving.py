@@ -18,6 +18,7 @@ from ..activations import is_fused
 from ..attention import PackedMultiheadAttention
 from ..cells import PackedCell
 from ..chains import ChainedSequential
+from ..changes import numbers_of, removed_of
 from ..convolutions import PackedConv1d, PackedConv2d
 from ..embeddings import PackedEmbedding, PackedEmbeddingBag
 from ..formats import Int4, Int8
@@ -179,7 +180,8 @@ def _collect(model: nn.Module) -> tuple[dict[str, Tensor], Metadata]:
         else:
             packed, input_scale = None, _input_scale(metadata, path, module)
         chains = module.chains if isinstance(module, ChainedSequential) else ()
-        record = LayerRecord(packed, found.get(path), groups_of(module), input_scale, is_fused(module), chains)
+        told = (groups_of(module), input_scale, is_fused(module), chains, removed_of(module), numbers_of(module))
+        record = LayerRecord(packed, found.get(path), *told)
         if record != LayerRecord():
             metadata.layers[path] = record
     return stored, metadata

@@ -21,6 +21,7 @@ from .kinds import (
     read_convolution,
     read_embedding,
     read_number,
+    read_numbers,
     read_object,
     read_recurrent,
 )
@@ -82,6 +83,10 @@ class LayerRecord:
         Whether it is an activation that the packed layer in front of it computes.
     chains : tuple of tuples of str
         For a Sequential: keys of packed layers that run in one call.
+    removed : tuple of str
+        Names that children of the module had, which were taken out.
+    numbers : dict of str to int
+        Attributes of the module that are not what they were when it was built.
     """
 
     packed: PackedRecord | None = None
@@ -90,6 +95,8 @@ class LayerRecord:
     input_scale: float | None = None
     fused: bool = False
     chains: tuple[tuple[str, ...], ...] = ()
+    removed: tuple[str, ...] = ()
+    numbers: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -215,7 +222,11 @@ def _layer(value: object, name: str, where: str) -> LayerRecord:
     fused = record.get("fused", False)
     if not isinstance(fused, bool):
         raise ArtifactError(f"{where}.fused must be true or false, got {fused!r:.99}")
-    return LayerRecord(packed, decision, groups, input_scale, fused, _chains(record.get("chains", []), where))
+    chains, removed = _chains(record.get("chains", []), where), record.get("removed", [])
+    if not isinstance(removed, list) or not all(isinstance(key, str) for key in removed):
+        raise ArtifactError(f"{where}.removed must be a list of names, got {removed!r:.99}")
+    numbers = read_numbers(record.get("numbers", {}), f"{where}.numbers")
+    return LayerRecord(packed, decision, groups, input_scale, fused, chains, tuple(removed), numbers)
 
 
 def _chains(value: object, where: str) -> tuple[tuple[str, ...], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from . import rules
 from .call import MIXES, Call, Labels, Rule, tensors_of, unlabelled_like
 from .labels import NONE, Coupling, Stack, varying
 from .operations import HARMLESS_NUMBERS, ITEM
+from .sizes import settle
 from .tracing import Seen, Trace
 
 
@@ -70,6 +72,7 @@ def follow(traced: Trace) -> tuple[Coupling, dict[fx.Node, Labels]]:
         else:
             has_tuple = bool(tuples) and rule not in rules.TAKE_TUPLES
             labels[node] = _result(call, rule, entering, counted, has_tuple, traced.seen[node])
+    settle(coupling.uses, traced.graph, coupling.couple, functools.partial(coupling.mark, "fixed"))
     return coupling, labels
 
 

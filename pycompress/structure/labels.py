@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .sizes import Use
+
 NONE = -1
 
 Kind = Literal["output", "fixed", "unknown"]
@@ -132,6 +134,8 @@ class Coupling:
     pairs : list of [2, n] int64
         Units that can only go together.
     marks : list of Mark
+    uses : list of Use
+        Sizes that have to follow units, of attributes of modules.
 
     Examples
     --------
@@ -150,6 +154,7 @@ class Coupling:
     even: dict[str, list[Tensor]] = field(default_factory=dict)
     pairs: list[Tensor] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
     count: int = 0
 
     def add_layer(self, name: str, outputs: int, owner: str | None = None) -> Tensor:

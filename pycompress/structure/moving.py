@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -9,15 +10,19 @@ from torch import Tensor, fx, nn
 
 from .call import MIXES, SIZES, Call, Labels, one_dimension
 from .labels import NONE, along, narrow, varying
+from .operations import PRODUCTS
+from .sizes import Size, Use
 
 
 def reshape(call: Call) -> Labels | str:
     """Follow view, flatten, permute and their like.
 
     A dimension of channels may be cut in two, as the shuffle of ShuffleNet does: where one of the sizes is fixed, the
-    other one follows the channels, so that whole slices of it go. The same holds the other way round.
+    other one follows the channels, so that whole slices of it go. The same holds the other way round. A size that a
+    module holds as an attribute can follow too, when the attribute is changed; heads of attention go like that.
     """
-    sizes = _sizes(call)
+    given = _sizes(call)
+    sizes = {dim: size for dim, (size, _) in given.items()}
     if len(call.labels) != 1 or 0 in call.shapes[0] or any(isinstance(size, torch.dtype) for size in sizes.values()):
         return MIXES
     result = narrow(_moved(call, "reshape" if call.name == "view" else None))  # labels may not lie as the values do
@@ -26,13 +31,37 @@ def reshape(call: Call) -> Labels | str:
         for dim in varying(result)
         if dim in sizes and sizes[dim] != -1 and not _follows(call, sizes[dim], result, dim)
     ]
-    if fixed and fixed == varying(result) and not any(call.follows(size, result) for size in sizes.values()):
+    held = [dim for dim in fixed if isinstance(sizes[dim], Size)]
+    ways = [dim for dim in varying(result) if dim in held or dim not in fixed]  # heads stand before their channels
+    if held and (fixed == varying(result) or (ways[0] in held and _attends(call.node))):
+        fixed = [dim for dim in varying(result) if dim != held[0]]
+    elif fixed and fixed == varying(result) and not any(call.follows(size, result) for size in sizes.values()):
         return SIZES
+    else:
+        held = []
     for dim in fixed:
         first = result.narrow(dim, 0, 1)
         call.coupling.couple(first, result, call.place)
         result = first
+    if held:
+        size, holder = given[held[0]]
+        units = result.reshape(-1).expand(call.shape[held[0]])
+        call.coupling.uses.append(Use(holder, size, units, call.place))
     return one_dimension(narrow(result))
+
+
+def _attends(node: fx.Node) -> bool:
+    """Whether a result is multiplied by another one, as in attention, before it is reshaped again."""
+    waiting, met = [*node.users], set()
+    while waiting:
+        user = waiting.pop()
+        name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+        if user.target in PRODUCTS or name == "scaled_dot_product_attention":
+            return True
+        if user not in met and name not in ("view", "reshape", "flatten", "unflatten") and user.op != "call_module":
+            waiting += user.users
+        met.add(user)
+    return False
 
 
 def _follows(call: Call, size: Any, labels: Tensor, dim: int) -> bool:
@@ -60,25 +89,36 @@ def _moved(call: Call, name: str | None = None) -> Any:
     return function(*args, **kwargs)
 
 
-def _sizes(call: Call) -> dict[int, Any]:
-    """Return the sizes that a reshaping is given, by dimension of its result."""
+def _sizes(call: Call) -> dict[int, tuple[Any, fx.Node]]:
+    """Return the sizes that a reshaping is given, by dimension of its result, and the nodes that are given them."""
     if isinstance(call.module, nn.Unflatten):
-        return _from(call.module.dim % len(call.shapes[0]), list(call.module.unflattened_size))
+        return _from(call, call.module.dim % len(call.shapes[0]), list(call.module.unflattened_size))
     if call.name == "unflatten":
-        return _from(call.value(call.argument(1, "dim")) % len(call.shapes[0]), call.argument(2, "sizes"))
+        return _from(call, call.value(call.argument(1, "dim")) % len(call.shapes[0]), call.argument(2, "sizes"))
     if call.name not in ("view", "reshape", "expand"):
         return {}
     given: Any = [call.node.kwargs[name] for name in ("shape", "size") if name in call.node.kwargs]
     given = given or list(call.node.args[1:])
     given = given[0] if len(given) == 1 else given
     if isinstance(given, fx.Node) and isinstance(call.value(given), tuple):  # all sizes at once: view(other.shape)
-        given = [given] * len(call.value(given))
+        every = _added(call, given)
+        return {len(call.shape) - len(every) + i: size for i, size in enumerate(every)}
     given = given if isinstance(given, (list, tuple)) else [given]
-    return _from(len(call.shape) - len(given), given)
+    return _from(call, len(call.shape) - len(given), given)
 
 
-def _from(start: int, sizes: Any) -> dict[int, Any]:
-    return {start + i: size for i, size in enumerate(sizes)}
+def _from(call: Call, start: int, sizes: Any) -> dict[int, tuple[Any, fx.Node]]:
+    return {start + i: (size, call.node) for i, size in enumerate(sizes)}
+
+
+def _added(call: Call, node: fx.Node) -> list[tuple[Any, fx.Node]]:
+    """Return the sizes that a tuple holds, as ``x.shape[:-1] + (heads, size)``."""
+    if node.target is not operator.add:
+        return [(node, node)] * len(call.value(node))
+    every: list[tuple[Any, fx.Node]] = []
+    for part in node.args:
+        every += _added(call, part) if isinstance(part, fx.Node) else [(size, node) for size in part]  # type: ignore[union-attr]
+    return every
 
 
 def item(call: Call) -> Labels | str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import scores
+from ..changes import change_numbers_
 from ..data import Tree, forward
 from ..scores.running import layer_weight
 from ..selection import Pattern, select, weight_or_self
@@ -21,6 +22,7 @@ from .following import follow
 from .groups import Family, families, mark_modules
 from .labels import Coupling, Stack
 from .operations import LOSERS
+from .sizes import Attribute, changes
 from .tracing import Seen, Trace, losing_layers, run, trace
 
 
@@ -46,7 +48,10 @@ def simplify(
     - the columns of Embedding and EmbeddingBag;
     - the heads of MultiheadAttention: their rows of the three projections, and their columns of ``out_proj``. The class
       of the layer is then :class:`pycompress.heads.FewerHeads`, for torch's own has a fixed size of heads;
-    - the heads and the feed-forward widths (``linear1``) inside encoders and decoders of torch.
+    - the heads and the feed-forward widths (``linear1``) inside encoders and decoders of torch;
+    - the heads of attention that a model computes itself (``x.view(b, t, self.heads, -1)``): whole ones where the sizes
+      of its forward follow by themselves or are integers that modules hold, which are then changed and kept in files;
+      not where they must fill up another size (``reshape(b, t, d)`` with the ``d`` of a residual stream).
 
     Outputs are followed through the graph of the model (``torch.fx``, which sees the steps of a loop over a number or a
     size of the example inputs, and no choice that values of tensors make), whatever its nesting: element-wise
@@ -131,7 +136,10 @@ def simplify(
     lost = _lost(model, coupling, score, lambda: families(model, coupling, fractions, ends, *explicit))
     result = copy.deepcopy(model)
     cut_(result, coupling, lost)
-    _check_runs(result, example_inputs, _check_sizes(result, traced, labels, lost))
+    changed = changes(coupling.uses, lost)
+    for (path, name), size in changed.items():
+        change_numbers_(result.get_submodule(path), {name: size})
+    _check_runs(result, example_inputs, _check_sizes(result, traced, labels, lost, changed))
     return result
 
 
@@ -242,10 +250,12 @@ def _values(
     return sums
 
 
-def _check_sizes(result: nn.Module, traced: Trace, labels: dict[fx.Node, Labels], lost: Tensor) -> Any:
+def _check_sizes(
+    result: nn.Module, traced: Trace, labels: dict[fx.Node, Labels], lost: Tensor, changed: dict[Attribute, int]
+) -> Any:
     """Return the outputs of the graph with the smaller modules; see that each tensor has lost what it should."""
     try:
-        seen, outputs = run(traced, result)
+        seen, outputs = run(traced, result, changed)
     except Exception as error:
         raise ValueError(f"model must be one whose sizes follow its channels, got the error: {error}") from error
     for node, found in labels.items():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.utils import rnn
 
 from ..data import Tree, forward
 from .operations import KNOWN, LOSERS, TABLES, is_block
+from .sizes import Attribute, give_sources_, now
 
 _FACTORIES = (
     torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.tensor,
@@ -199,9 +201,15 @@ def _counting(model: nn.Module) -> Iterator[None]:
 
 
 class _Recorder(fx.Interpreter):
-    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, module: nn.Module, graph: fx.Graph, changed: Mapping[Attribute, int]) -> None:
         super().__init__(module, graph=graph)
         self.seen: dict[fx.Node, Seen] = {}
+        self.changed = changed
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        renew = functools.partial(now, changed=self.changed)
+        return fx.node.map_aggregate(args, renew), fx.node.map_aggregate(kwargs, renew)
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -259,6 +267,7 @@ def trace(model: nn.Module, example_inputs: Tree) -> Trace:
     probe = copy.deepcopy(model).eval()
     with torch.no_grad():
         forward(probe, example_inputs, "example_inputs")
+        give_sources_(probe, (*LOSERS, *KNOWN))
         try:
             bind = inspect.signature(probe.forward).bind
             if isinstance(example_inputs, dict):
@@ -277,8 +286,12 @@ def trace(model: nn.Module, example_inputs: Tree) -> Trace:
     return Trace(graph, probe, values, tracer.seen, tracer.decided)
 
 
-def run(traced: Trace, model: nn.Module) -> tuple[dict[fx.Node, Seen], Any]:
+def run(
+    traced: Trace, model: nn.Module, changed: Mapping[Attribute, int] | None = None
+) -> tuple[dict[fx.Node, Seen], Any]:
     """Return what the nodes of a graph give with the modules of another model, and its outputs.
+
+    Sizes that are attributes of modules are those in ``changed``.
 
     Examples
     --------
@@ -291,7 +304,7 @@ def run(traced: Trace, model: nn.Module) -> tuple[dict[fx.Node, Seen], Any]:
         if not hasattr(model, name := str(node.target).partition(".")[0]):
             setattr(model, name, getattr(traced.probe, name))
     with torch.no_grad():
-        recorder = _Recorder(model, traced.graph)
+        recorder = _Recorder(model, traced.graph, changed or {})
         outputs = recorder.run(*traced.inputs)
     return recorder.seen, outputs
 
