@@ -218,11 +218,11 @@ def test_pruned_weights_are_seen():
         assert row(found, "0").own.nonzero == round(0.2 * 64 * 32) + 32
         masks = 0 if final else 64 * 32
         assert row(found, "0").own.bytes == 4 * (64 * 32 + 32) + masks
-    assert "(78 % zero)" in str(found)  # biases are not pruned
+    assert "(80 % zero)" in str(found) and row(found, "0").sparsity == pytest.approx(0.8, abs=1e-3)
     packed = pc.pack(made, x, pc.Int8(), force=True)
     lstm = row(quick(packed, x), "2")
     assert lstm.own.parameters == 64 * (32 + 16 + 2) and lstm.own.bytes == packed[2].packed[0].nbytes
-    assert lstm.own.nonzero <= 615 + 128 and lstm.own.nonzero > 128
+    assert lstm.own.nonzero <= 615 + 128 and 1 > lstm.sparsity >= 0.799
     assert count_parameters(packed) == count_parameters(made)
 
 
@@ -379,6 +379,9 @@ def test_encoders_with_padding_and_nested_tensors():
     x, padding = torch.randn(3, 5, 8), torch.arange(5)[None] >= torch.tensor([5, 3, 2])[:, None]
     found = quick(encoder, {"src": x, "src_key_padding_mask": padding}, gains=True)
     assert row(found, "layers.0.linear1").calls == 1
+    assert row(found, "layers.0.linear1").gains and row(found, "layers.1.self_attn").gains
+    assert not row(found, "layers.0.self_attn.out_proj").gains, "it is packed with its attention"
+    assert not any(layer.note for layer in found.layers)
     rows = 3 * 5  # the hidden ones included
     assert found.layers[0].total.operations == 2 * (rows * (4 * 64 + 2 * 8 * 16) + 2 * 8 * 3 * 25)
     assert encoder.use_nested_tensor and not found.notes
@@ -479,11 +482,11 @@ def made_profile(**changes):
     gain = Gain("Int8()", None, 1200.0, 400.0, 3.0, 2.9, 3.1, 4_938_268, 1_240_000)
     slow = Gain("Int8()", None, 12.0, 14.0, 0.9, 0.8, 1.1, 4000, 1100)
     layers = (
-        LayerProfile("", "Net", "", None, 1, 0, Amount(0, 0, 0, 0, 1.0), cost),
-        LayerProfile("body", "Sequential", "", None, 1, 0, Amount(0, 0, 0, 0, 2.0), cost),
-        LayerProfile("body.0", "Linear", "float32", None, 2, 4096, cost, cost, (gain,)),
-        LayerProfile("body.1", "Linear", "float32", None, 1, 10, leaf, leaf, (slow,)),
-        LayerProfile("idle", "Linear", "float32", None, 0, 0, leaf, Amount(9, 9, 36, 0, 0.0), (), "never called"),
+        LayerProfile("", "Net", "", None, 1, 0.9, 0, Amount(0, 0, 0, 0, 1.0), cost),
+        LayerProfile("body", "Sequential", "", None, 1, 0.9, 0, Amount(0, 0, 0, 0, 2.0), cost),
+        LayerProfile("body.0", "Linear", "float32", None, 2, 0.9, 4096, cost, cost, (gain,)),
+        LayerProfile("body.1", "Linear", "float32", None, 1, 0.0, 10, leaf, leaf, (slow,)),
+        LayerProfile("idle", "Linear", "float32", None, 0, 0.0, 0, leaf, Amount(9, 9, 36, 0, 0.0), (), "never called"),
     )
     return Profile(
         **{"layers": layers, "microseconds": 1200.0, "watched_microseconds": 1234.5, "runs": 7, "threads": 2} | changes

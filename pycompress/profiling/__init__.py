@@ -168,6 +168,7 @@ def _measured(
                 formats[name],
                 module.kernel if isinstance(module, PackedLayer) else None,
                 counts.calls[module],
+                _sparsity(inside[name]),
                 counts.outputs[module],
                 _amount(stock[name], counts.own[module], times.own[module], not notes),
                 _amount(inside[name], counts.total[module], times.total[module], not notes),
@@ -186,6 +187,11 @@ def _amount(held: dict[int, Stored], operations: int, microseconds: float, known
         operations if known else None,
         microseconds,
     )
+
+
+def _sparsity(held: dict[int, Stored]) -> float:
+    weights = sum(each.weights for each in held.values())
+    return sum(each.zeros for each in held.values()) / weights if weights else 0.0
 
 
 def _copy(model: nn.Module) -> nn.Module:

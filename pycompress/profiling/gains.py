@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..encoders import leave_fused_path_
 from ..formats import Format, Int8, Sparse
 from ..layers import PackedLayer, PackedLinear
 from ..linears import Shared, can_be_packed, candidates, find_all, grid_records, is_conv1d, joined
@@ -33,7 +34,7 @@ def layer_gains(
     Parameters
     ----------
     model : Module
-        A copy in eval mode, without masks. Its layers are as before afterwards.
+        A copy in eval mode, without masks. Its encoder layers take their ordinary path from then on.
     example_inputs : tensor, array, or tuple or dict of them
     sparsity : float, optional
         Of a sparse candidate for each linear layer: of its weights these are set to zero, smallest first.
@@ -53,7 +54,9 @@ def layer_gains(
     """
     if not any(can_be_packed(module) for module in model.modules()):
         return {}
-    layers = find_all(model)
+    leave_fused_path_(model)  # on which the parts of torch's encoder layers are not called
+    inside = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}  # packed with it
+    layers = {name: layer for name, layer in find_all(model).items() if id(layer) not in inside}
     obstacles = {layer: obstacle(layer) for layer in layers.values()}
     seen, _ = record(model, example_inputs, [layer for layer, fault in obstacles.items() if not fault])
     records, shared = grid_records(layers.values()), Shared()

@@ -103,6 +103,8 @@ class LayerProfile:
         The kernel that runs, of packed layers; None: torch's own.
     calls : int
         In one run of the model.
+    sparsity : float
+        Part of zeros among the weights of two or more dimensions, in it and in the modules inside it.
     activation_bytes : int
         Of the tensors that it returns in one run, but for those that share the memory of an input.
     own : Amount
@@ -117,8 +119,8 @@ class LayerProfile:
 
     Examples
     --------
-    >>> row = LayerProfile("fc", "Linear", "float32", None, 1, 40, Amount(9, 9, 36, 100, 2.0), Amount(9, 9, 36, 100, 2))
-    >>> row.gflops
+    >>> amount = Amount(9, 9, 36, 100, 2.0)
+    >>> LayerProfile("fc", "Linear", "float32", None, 1, 0.0, 40, amount, amount).gflops
     0.1
     """
 
@@ -127,6 +129,7 @@ class LayerProfile:
     format: str
     kernel: str | None
     calls: int
+    sparsity: float
     activation_bytes: int
     own: Amount
     total: Amount
@@ -163,11 +166,8 @@ class Profile:
     Examples
     --------
     >>> amount = Amount(9, 9, 36, 100, 2.0)
-    >>> print(Profile((LayerProfile("", "Linear", "float32", None, 1, 40, amount, amount),), 1.9, 2.0, 10, 1))
-    layer        kind    format   parameters  memory  operations  calls    time    own  GFLOP/s
-    ───────────────────────────────────────────────────────────────────────────────────────────
-    (the model)  Linear  float32           9    36 B         100      1  2.0 us  100 %      0.1
-    <BLANKLINE>
+    >>> layer = LayerProfile("", "Linear", "float32", None, 1, 0.0, 40, amount, amount)
+    >>> print(str(Profile((layer,), 1.9, 2.0, 10, 1)).splitlines()[-1])
     1.9 us for one run, 2.0 us while every module is watched (medians of 10 runs each, 1 thread).
     """
 
@@ -210,6 +210,7 @@ class Profile:
                     "format": layer.format,
                     "kernel": layer.kernel,
                     "calls": layer.calls,
+                    "sparsity": layer.sparsity,
                     "activation_bytes": layer.activation_bytes,
                     "own": asdict(layer.own),
                     "total": asdict(layer.total),

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-_PRUNED = 0.3  # part of zeros from which on it is told; biases often start as zeros
 _LARGE = 0.1  # own part of the time from which on a layer is shown in bold
 
 
@@ -28,8 +27,9 @@ def laid_out(profile: Profile) -> list[RenderableType]:
     for column in table.columns[1:3]:
         column.justify = "left"
     table.padding = (0, 1, 0, 0)
-    for column in (*table.columns[:2], *table.columns[3:10]):
+    for column in (table.columns[0], *table.columns[3:10]):
         column.no_wrap = True
+    table.columns[1].min_width, table.columns[2].min_width = 16, 8
     for guide, layer in _tree(list(profile.layers)):
         share = profile.share(layer)
         gains = {title(gain): gain for gain in layer.gains}
@@ -97,14 +97,13 @@ def _parameters(layer: LayerProfile) -> str:
     amount = layer.total
     if not amount.parameters:
         return ""
-    zeros = 1 - amount.nonzero / amount.parameters
-    return count(amount.parameters) + (f" ({100 * zeros:.0f} % zero)" if zeros >= _PRUNED else "")
+    return count(amount.parameters) + (f" ({100 * layer.sparsity:.0f} % zero)" if layer.sparsity >= 0.01 else "")
 
 
 def _saving(gain: Gain | None) -> Text:
     if gain is None:
         return cell("")
-    found = cell(f"{gain.speedup:.2f}x, {-gain.saved_us:+.1f} us" if gain.low > 1 else "no faster")
+    found = cell(f"{gain.speedup:.2f}x, -{time(gain.saved_us)}" if gain.low > 1 else "no faster")
     if gain.low > 1:
         found.stylize("green")
     return found

@@ -159,6 +159,8 @@ class Stored:
     nonzero : int
     bytes : int
         In memory.
+    weights, zeros : int
+        Numbers in arrays of two or more dimensions, and zeros among them.
 
     Examples
     --------
@@ -169,6 +171,8 @@ class Stored:
     parameters: int
     nonzero: int
     bytes: int
+    weights: int = 0
+    zeros: int = 0
 
 
 def packed_parts(module: nn.Module) -> tuple[Any, ...]:
@@ -190,14 +194,16 @@ def stored(weight: Any) -> Stored:
     Examples
     --------
     >>> stored(torch.tensor([[1.0, 0.0]]))
-    Stored(parameters=2, nonzero=1, bytes=8)
+    Stored(parameters=2, nonzero=1, bytes=8, weights=2, zeros=1)
     >>> from pycompress.formats import Int8
     >>> stored(kernels.pack(torch.eye(4), Int8(), bias=torch.ones(4))).parameters
     20
     """
     if isinstance(weight, torch.Tensor):
         values = weight.detach()
-        return Stored(values.numel(), int(values.count_nonzero()), values.numel() * values.element_size())
+        count, nonzero = values.numel(), int(values.count_nonzero())
+        matrix = (count, count - nonzero) if values.ndim > 1 else (0, 0)
+        return Stored(count, nonzero, count * values.element_size(), *matrix)
     if isinstance(weight, kernels.PackedRecurrent):
         arrays = [array for name, array in weight.canonical().items() if not name.startswith("scale")]
     else:
@@ -206,8 +212,14 @@ def stored(weight: Any) -> Stored:
         if (zero_point := getattr(weight, "zero_point", None)) is not None:  # where zero is another integer
             group = weight.format.group
             arrays[0] = integers != np.repeat(zero_point, group, axis=1)[:, : integers.shape[1]]
-    counts = [(array.size, int(np.count_nonzero(array))) for array in arrays]
-    return Stored(sum(size for size, _ in counts), sum(nonzero for _, nonzero in counts), int(weight.nbytes))
+    counts = [(array.size, int(np.count_nonzero(array)), array.ndim > 1) for array in arrays]
+    return Stored(
+        sum(size for size, _, _ in counts),
+        sum(nonzero for _, nonzero, _ in counts),
+        int(weight.nbytes),
+        sum(size for size, _, matrix in counts if matrix),
+        sum(size - nonzero for size, nonzero, matrix in counts if matrix),
+    )
 
 
 def measure_latency(
