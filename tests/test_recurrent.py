@@ -121,6 +121,26 @@ def test_half_precision_inputs(kind, dtype):
         assert got.dtype == dtype and torch.equal(got, expected.to(dtype))
 
 
+@pytest.mark.parametrize(("kind", "options"), [("lstm", {}), ("gru", {}), ("lstm", {"proj_size": 7})])
+@torch.no_grad()
+def test_plain_tensors_and_others_give_the_same_bits(kind, options):
+    """Plain tensors go to the kernel by their addresses; strided ones, and states of another dtype, by arrays."""
+    packed = packed_of(layer_of(kind, num_layers=2, bidirectional=True, **options))
+    x, h = torch.randn(5, 3, 12), torch.randn(4, 3, options.get("proj_size", 21)).bfloat16()
+    state = (h, torch.randn(4, 3, 21).bfloat16()) if kind == "lstm" else h
+    plain = tuple(s.float() for s in state) if kind == "lstm" else state.float()
+    kept = copy.deepcopy(plain)
+    strided = x.transpose(0, 1).contiguous().transpose(0, 1)
+    assert not strided.is_contiguous()
+    expected = packed(x, plain)
+    same(packed(strided, plain), expected)
+    same(packed(x, state), expected)
+    assert all(map(torch.equal, flat((x, plain)), flat((x, kept))))  # a given state is not written to
+    packed.batch_first = True
+    y, finals = packed(strided.transpose(0, 1), plain)
+    same((y.transpose(0, 1), finals), expected)
+
+
 @pytest.mark.parametrize(("kind", "arguments"), VARIANTS)
 @torch.no_grad()
 def test_copies_keep_the_bits(kind, arguments):

@@ -87,11 +87,36 @@ class RecurrentState {
   void run(const Floats& x, const Starts& starts, Floats& h, Floats& c, py::array_t<float, 0>& y, bool backwards,
            int threads) const {
     const auto steps = static_cast<std::size_t>(starts.size()) - 1;
-    const std::size_t* start = starts.data();
+    const auto y_stride = static_cast<std::size_t>(y.strides(0)) / sizeof(float);
+    pieces(x.data(), starts.data(), steps, {h.mutable_data(), c.mutable_data(), y.mutable_data(), y_stride}, backwards, threads);
+  }
+
+  // The same by addresses, for steps that all have the whole batch.
+  void run_at(std::uintptr_t x, std::size_t steps, std::size_t batch, std::uintptr_t h, std::uintptr_t c, std::uintptr_t y,
+              std::size_t y_stride, bool backwards, int threads) const {
+    std::vector<std::size_t> starts(steps + 1);
+    for (std::size_t t = 0; t <= steps; ++t) starts[t] = t * batch;
+    const Results results{reinterpret_cast<float*>(h), reinterpret_cast<float*>(c), reinterpret_cast<float*>(y), y_stride};
+    pieces(reinterpret_cast<const float*>(x), starts.data(), steps, results, backwards, threads);
+  }
+
+  std::string level() const { return isa_name(kernel_.isa); }
+  std::size_t nbytes() const {
+    return input_.bytes() + recurrent_.bytes() + (projection_ ? projection_->bytes() : 0);
+  }
+
+ private:
+  struct Results {
+    float *h, *c, *y;
+    std::size_t y_stride;
+  };
+
+  // Runs the sequence in pieces, between which signals are looked for.
+  void pieces(const float* from, const std::size_t* start, std::size_t steps, const Results& results, bool backwards,
+              int threads) const {
     const std::size_t in = input_.weight().in_features, out = input_.weight().out_features;
     const std::size_t rows_wanted = std::max<std::size_t>(64, piece_bytes / sizeof(float) / std::max<std::size_t>(out, 1));
     const double per_row = static_cast<double>(out) * static_cast<double>(in + recurrent_.weight().in_features);
-    const float* from = x.data();
     int8_rnn_call call{};
     call.cell = cell_;
     call.hidden = hidden_;
@@ -99,10 +124,10 @@ class RecurrentState {
     call.projection = projection_ ? &projection_->weight() : nullptr;
     call.backwards = backwards;
     call.threads = threads;
-    call.h = h.mutable_data();
-    call.c = c.mutable_data();
-    call.y = y.mutable_data();
-    call.y_stride = static_cast<std::size_t>(y.strides(0)) / sizeof(float);
+    call.h = results.h;
+    call.c = results.c;
+    call.y = results.y;
+    call.y_stride = results.y_stride;
     const double in_time = (kernel_.isa == Isa::scalar ? 2e7 : 5e8) * std::max(1, threads);
     for (std::size_t done = 0; done < steps;) {
       {
@@ -121,12 +146,6 @@ class RecurrentState {
     }
   }
 
-  std::string level() const { return isa_name(kernel_.isa); }
-  std::size_t nbytes() const {
-    return input_.bytes() + recurrent_.bytes() + (projection_ ? projection_->bytes() : 0);
-  }
-
- private:
   void piece(const float* x, const std::size_t* starts, std::size_t steps, int8_rnn_call call) const {
     const int8_weight* weight = &input_.weight();
     const int activation = 0;
@@ -170,6 +189,7 @@ void bind_recurrent(py::module_& m) {
   py::class_<RecurrentState>(m, "RecurrentState")
       .def("run", &RecurrentState::run, py::arg().noconvert(), py::arg().noconvert(), py::arg().noconvert(),
            py::arg().noconvert(), py::arg().noconvert(), py::arg(), py::arg())
+      .def("run_at", &RecurrentState::run_at)
       .def("unpack", &RecurrentState::unpack)
       .def_property_readonly("level", &RecurrentState::level)
       .def_property_readonly("nbytes", &RecurrentState::nbytes);

@@ -48,6 +48,7 @@ class PackedRecurrent(Numbered):
 
     __slots__ = (
         "_module",
+        "_native",
         "_state",
         "_vectors",
         "cell",
@@ -61,6 +62,7 @@ class PackedRecurrent(Numbered):
     )
 
     _module: Any  # the backend
+    _native: Any  # the state where the native backend runs, which takes addresses, else None
     _state: Any
     _vectors: dict[str, NDArray[np.float32]]  # scales and biases
     cell: Cell
@@ -242,6 +244,7 @@ def _pack(cell: Cell, format: Int8, given: dict[str, Any], input_scale: float | 
     state = module.pack_recurrent(cell, *inputs, *recurrent, weights.get("weight_hr"), vectors.get("scale_hr"))
     return PackedRecurrent(
         _module=module,
+        _native=state if hasattr(state, "run_at") else None,
         _state=state,
         _vectors=vectors,
         cell=cell,
