@@ -38,6 +38,14 @@ def small() -> nn.Module:
         return nn.Sequential(nn.Linear(4, 3))
 
 
+def blocked() -> nn.Module:
+    """A model with a block that can be taken out."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        block = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+        return nn.Sequential(nn.Linear(4, 6), block, nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
+
+
 def normed() -> nn.Module:
     """A model with a normalization in front of a layer, and layers that follow each other, all pruned."""
     with torch.random.fork_rng():
@@ -204,12 +212,16 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "observers.Percentile": (lambda: {"percent": 99.9}, {"percent": Number((0, 0.0, -1, 100.5, *NAN))}),
     "simplify": (
         lambda: {
-            "model": model(),
+            "model": blocked(),
             "example_inputs": INPUTS,
             "fraction": 0.5,
             "score": pc.scores.magnitude,
             "include": ["*"],
             "exclude": ["4"],
+            "blocks": {"1": 1},
+            "data": DATA,
+            "loss": ENTROPY,
+            "progress": False,
         },
         {
             "model": Model(),
@@ -217,6 +229,10 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
             "fraction": Number((-0.1, 1.0, *NAN, {"0": 1.5}, {"0": "half"}, {"9": 0.5}, {4: 0.5}, {"4": 0.5})),
             "score": SCORE,
             **LAYER_CHOICE,
+            "blocks": Number((-1, 9, {"1": 0}, {"1": 1.5}, {"1": 2}, {"9": 1}, {4: 1}), integer=True),
+            "data": Items(),
+            "loss": LOSS,
+            "progress": Flag(),
         },
     ),
     "pack": (

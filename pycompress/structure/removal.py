@@ -13,9 +13,11 @@ from torch import Tensor, fx, nn
 
 from .. import scores
 from ..changes import change_numbers_
-from ..data import Tree, forward
-from ..scores.running import layer_weight
+from ..data import Data, Tree, forward
+from ..kernels.arrays import flag
+from ..scores.running import check_arguments, layer_weight
 from ..selection import Pattern, select, weight_or_self
+from .blocks import check_options, without_blocks
 from .call import Labels
 from .cutting import cut_
 from .following import follow
@@ -33,6 +35,11 @@ def simplify(
     score: scores.Score = scores.magnitude,
     include: Sequence[Pattern] | None = None,
     exclude: Sequence[Pattern] | None = None,
+    *,
+    blocks: int | Mapping[str, int] = 0,
+    data: Data | None = None,
+    loss: scores.Loss | None = None,
+    progress: bool = True,
 ) -> nn.Module:
     """Return a smaller dense copy of a model, without its least important neurons, channels, hidden units and heads.
 
@@ -71,6 +78,12 @@ def simplify(
     would be different: of a transformer, heads and the widths of the feed-forward parts go. It is an error when such
     outputs were chosen by name (``include`` or a dict of fractions), unless the model gives them out.
 
+    Then whole blocks are taken out, one after the other the one with the lowest ``I = L(model without it; data) -
+    L(model; data)``, measured: the loss when the block gives what it is given. A block is an entry of a Sequential or a
+    ModuleList that has modules inside, as a residual block or an encoder layer, or any module that is named; that runs
+    once, and returns a tensor like the one that it is called with. An Identity is put in its place, or it leaves its
+    ModuleList. Blocks with layers that ``include`` and ``exclude`` do not choose stay.
+
     Pruning masks (:func:`pycompress.prune_`) and quantization grids (:func:`pycompress.quantize_`) stay on what is
     kept. So do training mode, ``requires_grad``, dtype and device; gradients and the state of an optimizer do not.
 
@@ -92,6 +105,14 @@ def simplify(
         weights count; such layers never run, so ablation and wanda refuse them by name.
     include, exclude : list of name patterns or module types, optional
         Which layers lose outputs: ``["features.*", nn.Conv2d]``.
+    blocks : int, or dict of name pattern to int
+        How many blocks to take out; of those with such names (``{"encoder.layers.*": 2}``).
+    data : pair, Dataset or batches, optional
+        What the blocks are measured on; given with ``blocks``, and only then.
+    loss : function, optional
+        ``loss(outputs, targets)``: scalar tensor, the mean over the items. Given with ``blocks``.
+    progress : bool
+        Whether the progress of measuring blocks is shown on stderr.
 
     Returns
     -------
@@ -105,7 +126,8 @@ def simplify(
         When an argument has the wrong type.
     ValueError
         When no layer is left to simplify, a fraction or a score is out of range, or the outputs of a layer cannot be
-        followed through the model (all places are named, with the layers; ``exclude`` is the way out).
+        followed through the model (all places are named, with the layers; ``exclude`` is the way out). When there are
+        not as many blocks, or the model does not run without them.
 
     References
     ----------
@@ -126,13 +148,40 @@ def simplify(
     if not callable(score):
         raise TypeError(f"score must be a function of (model, layers), got {type(score).__name__}")
     _check_fraction(fraction)
+    check_options(blocks, data, loss)
+    flag(progress, "progress")
+    if blocks:
+        check_arguments(data, loss)
+    result = _smaller(model, example_inputs, fraction, score, selected, include is not None, bool(blocks))
+    if blocks:
+        kept = {id(weight_or_self(module)) for module in selected.values()}
+        chosen = [
+            result.get_submodule(name) for name, module in model.named_modules() if id(weight_or_self(module)) in kept
+        ]
+        assert loss is not None
+        result = without_blocks(result, example_inputs, blocks, data, loss, chosen, progress)
+    return result
+
+
+def _smaller(
+    model: nn.Module,
+    example_inputs: Tree,
+    fraction: float | Mapping[str, float],
+    score: scores.Score,
+    selected: dict[str, nn.Module],
+    includes: bool,
+    blocks: bool,
+) -> nn.Module:
+    """Return a copy of a model with fewer outputs in its layers."""
+    if blocks and not isinstance(fraction, Mapping) and fraction == 0:  # the graph is not needed
+        return copy.deepcopy(model)
     traced = trace(model, example_inputs)
     candidates = losing_layers(traced)
     fractions = _fractions(model, candidates, selected, fraction)
     coupling, labels = follow(traced)
     mark_modules(model, traced, coupling)
     ends = {coupling.owner(key) for key in coupling.outputs} - set(candidates)
-    explicit = isinstance(fraction, Mapping), include is not None
+    explicit = isinstance(fraction, Mapping), includes
     lost = _lost(model, coupling, score, lambda: families(model, coupling, fractions, ends, *explicit))
     result = copy.deepcopy(model)
     cut_(result, coupling, lost)
