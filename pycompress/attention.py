@@ -341,7 +341,7 @@ def obstacle(layer: nn.MultiheadAttention) -> str:
 def packed_attention(layer: nn.MultiheadAttention, decision: LayerDecision | None = None) -> PackedMultiheadAttention:
     """Return the packed int8 layer of an nn.MultiheadAttention; its dropout, which eval mode skips, is dropped.
 
-    An output projection on a recorded Int8 grid keeps exactly its integers.
+    Weights on recorded Int8 grids keep exactly their integers.
 
     Parameters
     ----------
@@ -368,18 +368,12 @@ def packed_attention(layer: nn.MultiheadAttention, decision: LayerDecision | Non
     if fault := obstacle(layer):
         raise ValueError(f"layer must be one that can be packed: {fault}")
     apart = not layer._qkv_same_embed_dim
-    weight, record = layer.out_proj.weight.detach(), grids.grid_of(layer.out_proj)
-    own: dict[str, Any] = {"out_proj.weight": weight}
-    if (
-        record is not None
-        and isinstance(record.format, Int8)
-        and (on_grid := grids.integers(weight, record)) is not None
-    ):
-        own = {"out_proj.weight": on_grid, "out_proj.scale": record.scale.expand(len(weight))}
-    if apart:
-        own |= {f"{part}_proj_weight": getattr(layer, f"{part}_proj_weight").detach() for part in "qkv"}
-    else:
-        own["in_proj_weight"] = layer.in_proj_weight.detach()
+    own: dict[str, Any] = {}
+    for stem in stems(apart):
+        holder, name = (layer.out_proj, "weight") if stem == "out_proj." else (layer, f"{stem}weight")
+        own[f"{stem}weight"] = cast(Tensor, holder._parameters[name]).detach()
+        if (on_grid := grids.int8_of(holder, name)) is not None:
+            own[f"{stem}weight"], own[f"{stem}scale"] = on_grid
     if layer.in_proj_bias is not None:
         bias = layer.in_proj_bias.detach()
         own |= {f"{part}_proj_bias": b for part, b in zip("qkv", bias.chunk(3), strict=True)} if apart else {}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import kernels, sequences
 from .kernels import PackedRecurrent
 from .layers import LayerDecision, PackedLayer, arrays_like
-from .recurrent import pack_part
+from .recurrent import own_numbers, pack_part
 
 CELLS = (nn.LSTMCell, nn.GRUCell)
 """The layers that this module packs."""
@@ -203,7 +203,7 @@ def obstacle(layer: nn.Module) -> str:
 
 
 def packed_cell(layer: nn.LSTMCell | nn.GRUCell, decision: LayerDecision | None = None) -> PackedCell:
-    """Return the packed int8 layer of an nn.LSTMCell or nn.GRUCell.
+    """Return the packed int8 layer of an nn.LSTMCell or nn.GRUCell; weights on Int8 grids keep their integers.
 
     Parameters
     ----------
@@ -231,6 +231,8 @@ def packed_cell(layer: nn.LSTMCell | nn.GRUCell, decision: LayerDecision | None 
         raise ValueError(f"layer must be one that can be packed: {fault}")
     kind = PackedLSTMCell if isinstance(layer, nn.LSTMCell) else PackedGRUCell
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    parameters = {name: cast("Tensor | None", layer._parameters[name]) for name in names}
-    own = {name: tensor.detach() for name, tensor in parameters.items() if tensor is not None}
+    own: dict[str, Tensor] = {}
+    for name in names:
+        if layer._parameters[name] is not None:
+            own |= own_numbers(layer, name, name)
     return cast(PackedCell, kind(pack_part(kind.cell, own), decision).eval())

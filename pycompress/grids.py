@@ -63,8 +63,8 @@ class GridRecord:
             raise ValueError(f"scale must be positive, got {float(self.scale.min())}")
 
 
-def set_grid(module: nn.Module, record: GridRecord | None) -> None:
-    """Record the grid of a module's weight, or forget it with None.
+def set_grid(module: nn.Module, record: GridRecord | None, name: str = "weight") -> None:
+    """Record the grid of one of a module's weights, or forget it with None.
 
     Examples
     --------
@@ -76,13 +76,13 @@ def set_grid(module: nn.Module, record: GridRecord | None) -> None:
     if record is not None and not isinstance(record, GridRecord):
         raise TypeError(f"record must be a GridRecord or None, got {type(record).__name__}")
     if record is None:
-        module.__dict__.pop(_ATTRIBUTE, None)
+        module.__dict__.pop(_attribute(name), None)
     else:
-        module.__dict__[_ATTRIBUTE] = record
+        module.__dict__[_attribute(name)] = record
 
 
-def grid_of(module: nn.Module) -> GridRecord | None:
-    """Return the grid recorded on a module, or None.
+def grid_of(module: nn.Module, name: str = "weight") -> GridRecord | None:
+    """Return the grid recorded for one of a module's weights, or None.
 
     The weight may have been trained since: :func:`integers` says whether it still lies on the grid.
 
@@ -91,8 +91,30 @@ def grid_of(module: nn.Module) -> GridRecord | None:
     >>> grid_of(nn.Linear(2, 1)) is None
     True
     """
-    record: GridRecord | None = module.__dict__.get(_ATTRIBUTE)
+    record: GridRecord | None = module.__dict__.get(_attribute(name))
     return record
+
+
+def _attribute(name: str) -> str:
+    return _ATTRIBUTE if name == "weight" else f"{_ATTRIBUTE}_{name}"
+
+
+def int8_of(module: nn.Module, name: str = "weight") -> tuple[Tensor, Tensor] | None:
+    """Return the integers and the scale [out] of a weight that lies on its recorded Int8 grid, or None.
+
+    Examples
+    --------
+    >>> layer = nn.GRUCell(1, 1)
+    >>> _ = layer.weight_hh.data.fill_(1.0)
+    >>> set_grid(layer, GridRecord(Int8(), torch.full((3,), 0.5), torch.zeros(3)), "weight_hh")
+    >>> int8_of(layer, "weight_hh")[0].tolist(), int8_of(layer, "weight_ih")
+    ([[2], [2], [2]], None)
+    """
+    record, weight = grid_of(module, name), module._parameters.get(name)
+    if record is None or weight is None or not isinstance(record.format, Int8):
+        return None
+    found = integers(weight, record)
+    return None if found is None else (found, record.scale.expand(len(found)))
 
 
 def integers(weight: Tensor, record: GridRecord) -> Tensor | None:

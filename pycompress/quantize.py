@@ -23,7 +23,7 @@ from .kernels.reference import ZERO_ROW
 from .observers import MinMax, Observer
 from .rounding import Rounded, output_errors
 from .schedules import number
-from .selection import LAYERS, Pattern, check_weights, count_bad, listed, owners, select
+from .selection import LAYERS, Pattern, check_weights, count_bad, listed, owners, place_of, select_weights
 
 _LARGEST = MinMax()
 
@@ -115,7 +115,10 @@ def quantize_(
     bias_correction: bool = False,
     max_error: float | None = None,
 ) -> QuantizeSummary:
-    """Round the weights of Linear, Conv1d and Conv2d layers to a grid, in place, and record the grid on each layer.
+    """Round the weights of a model to a grid, in place, and record the grid on each layer.
+
+    These are the weights that :func:`pycompress.prune_` knows: of Linear, Conv1d and Conv2d layers, each of those that
+    recurrent layers, their cells and nn.MultiheadAttention hold, and of embeddings where ``include`` asks for them.
 
     ``w' = (q - zero_point) * scale`` with the integers q of ``pc.Int8`` (symmetric, ``scale = max|w[o]| / 127`` for
     each output), ``pc.Affine`` or ``pc.FixedPoint`` (Jacob et al. 2018). The layers stay dense and trainable; training
@@ -133,10 +136,11 @@ def quantize_(
     calibration : Data, optional
         A pair ``(inputs, targets)``, a Dataset or batches. The model runs on it in eval mode, before anything is
         rounded. With Int8 each layer then gets a fixed input scale, t / 127 with the observer's t, instead of one found
-        per row at run time. A layer for which t is zero, as where its inputs were, gets none. With the other formats it
-        serves bias correction alone.
+        per row at run time. A layer for which t is zero, as where its inputs were, gets none, and neither do recurrent
+        layers, attention and embeddings. With the other formats it serves bias correction alone.
     include, exclude : list of str or module types, optional
-        Name patterns such as ``"encoder.*"``, or types, of the layers to quantize; all of them by default.
+        Name patterns such as ``"encoder.*"``, or types, of the layers to quantize; all of them by default. A weight of
+        a layer that holds several is matched by its own name and by its layer's.
     observer : MinMax, MovingAverage, Percentile, MSE or Entropy of ``pc.observers``
         Which magnitude t of the inputs becomes 127; by default the largest.
     bias_correction : bool
@@ -149,7 +153,8 @@ def quantize_(
     max_error : float, optional
         Leave a layer as it is whose outputs would change by more than this fraction: ``norm(y - y') / norm(y)`` over
         the calibration data, y in the float model, y' with the rounded weight, the corrected bias and (Int8) inputs
-        rounded with the fixed scale. The calibration data are read twice then.
+        rounded with the fixed scale. The calibration data are read twice then. Recurrent layers, attention and
+        embeddings are rounded whatever it is.
 
     Returns
     -------
@@ -189,15 +194,16 @@ def quantize_(
         raise ValueError("bias_correction must come with calibration data, got calibration=None")
     if max_error is not None and calibration is None:
         raise ValueError("max_error must come with calibration data, got calibration=None")
-    layers = select(model, include, exclude)
+    layers = select_weights(model, include, exclude)
     weights = check_weights(layers)
-    sharing = {
-        name: [module for module, attribute in owners(model, weight) if attribute == "weight"]
-        for name, weight in weights.items()
-    }
+    sharing = {name: owners(model, weight) for name, weight in weights.items()}
     rounded = _round(layers, weights, format)
+    attending = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}  # it is never called
     wanted: dict[nn.Module, str] = {
-        module: name for name, modules in sharing.items() for module in modules if isinstance(module, LAYERS)
+        module: name
+        for name, places in sharing.items()
+        for module, attribute in places
+        if isinstance(module, LAYERS) and attribute == "weight" and id(module) not in attending
     }
     changes = _changes(model, wanted, weights, rounded) if bias_correction else {}
     input_scales: dict[nn.Module, float] = {}
@@ -219,7 +225,8 @@ def quantize_(
                 for module, name in wanted.items()
             }
             found = output_errors(model, inside, calibration, becomes)
-            errors = {name: max(found[m] for m in modules if m in wanted) for name, modules in sharing.items()}
+            for module, name in wanted.items():
+                errors[name] = max(found[module], errors.get(name, 0.0))
     stays = {name for name, error in errors.items() if max_error is not None and error > max_error}
     if len(stays) == len(weights):
         raise ValueError(f"max_error must leave a layer to round, got {max_error} with {_percents(errors)}")
@@ -234,9 +241,10 @@ def quantize_(
             summary.append(LayerQuantization(name, shape, change, None, None, errors[name], stays_float=True))
             continue
         weight.data.copy_(value)
-        for module in sharing[name]:
-            grids.set_grid(module, dataclasses.replace(record, input_scale=input_scales.get(module)))
-        own = {cast(nn.Parameter, module.bias) for module in sharing[name] if module in changes} & biases.keys()
+        for module, attribute in sharing[name]:
+            own_scale = input_scales.get(module) if attribute == "weight" else None
+            grids.set_grid(module, dataclasses.replace(record, input_scale=own_scale), attribute)
+        own = {cast(nn.Parameter, module.bias) for module, _ in sharing[name] if module in changes} & biases.keys()
         moved = max((_largest(biases[bias] - bias.detach()) for bias in own), default=None)
         layer = layers[name]
         error = errors.get(name)
@@ -293,10 +301,11 @@ def _round(
     results: dict[str, tuple[GridRecord, Tensor]] = {}
     faults = {}
     for name, weight in weights.items():
-        mask = masks.mask_of(layers[name])
+        place = place_of(layers[name])
+        mask = masks.mask_of(*place)
         wide = weight.detach().float()
         wide = wide if mask is None else wide.masked_fill(~mask, 0)
-        known = grids.grid_of(layers[name])
+        known = grids.grid_of(*place)
         if known is not None and known.format == format and grids.integers(wide.to(weight.dtype), known) is not None:
             results[name] = known, wide.to(weight.dtype)
             continue

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import kernels, sequences
+from . import grids, kernels, sequences
 from .formats import Int8
 from .kernels import PackedRecurrent
 from .layers import LayerDecision, PackedLayer, arrays_like
@@ -241,6 +241,20 @@ def pack_part(cell: str, own: dict[str, Any]) -> PackedRecurrent:
     return function(**own, input_scale=scale)
 
 
+def own_numbers(layer: nn.Module, name: str, stem: str) -> dict[str, Tensor]:
+    """Return a parameter by its name for packing, and the scale where it is a weight on a recorded Int8 grid.
+
+    Examples
+    --------
+    >>> list(own_numbers(nn.GRU(2, 1), "bias_ih_l0", "bias_ih"))
+    ['bias_ih']
+    """
+    on_grid = grids.int8_of(layer, name)
+    if on_grid is None:
+        return {stem: cast(Tensor, layer._parameters[name]).detach()}
+    return {stem: on_grid[0], stem.replace("weight", "scale"): on_grid[1]}
+
+
 def _suffix_of(name: str) -> str:
     return "_l" + name.rpartition("_l")[2]
 
@@ -272,6 +286,8 @@ def obstacle(layer: nn.RNNBase) -> str:
 def packed_of(layer: nn.LSTM | nn.GRU, decision: LayerDecision | None = None) -> PackedLSTM | PackedGRU:
     """Return the packed int8 layer of an nn.LSTM or nn.GRU; dropout between layers, which eval mode skips, is dropped.
 
+    Weights on recorded Int8 grids keep exactly their integers.
+
     Parameters
     ----------
     layer : nn.LSTM or nn.GRU
@@ -299,6 +315,8 @@ def packed_of(layer: nn.LSTM | nn.GRU, decision: LayerDecision | None = None) ->
     kind = PackedLSTM if isinstance(layer, nn.LSTM) else PackedGRU
     parts = []
     for group in layer._all_weights:
-        own = {name.rpartition("_l")[0]: cast(Tensor, layer._parameters[name]).detach() for name in group}
+        own: dict[str, Tensor] = {}
+        for name in group:
+            own |= own_numbers(layer, name, name.rpartition("_l")[0])
         parts.append(pack_part(kind.cell, own))
     return kind(parts, layer.bidirectional, layer.batch_first, decision).eval()

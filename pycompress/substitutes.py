@@ -16,12 +16,13 @@ from .cells import CELLS, PackedCell
 from .convolutions import CONVOLUTIONS, PackedConv1d, PackedConv2d
 from .embeddings import EMBEDDINGS
 from .formats import Format, Int8
-from .grids import GridRecord
+from .grids import GridRecord, int8_of
 from .kernels.ops import Activation
 from .layers import LayerDecision, PackedLayer, PackedLinear, set_decision
 from .linears import Shared, joined
 from .recording import Seen
 from .recurrent import PackedGRU, PackedLSTM
+from .selection import several_weights
 
 RECURRENT = (nn.LSTM, nn.GRU, *CELLS)
 
@@ -77,7 +78,7 @@ def substitutes_for(
         tables, note = embeddings.candidates(layer, format, records.get(id(layer.weight)), shared)
         return [*tables], note
     if isinstance(layer, (*RECURRENT, nn.MultiheadAttention)):
-        if isinstance(format, Int8):
+        if isinstance(format, Int8) or (format is None and on_int8_grids(layer)):
             return [int8_layer(layer)], ""
         kind = "attention" if isinstance(layer, nn.MultiheadAttention) else "recurrent"
         return [], "packed with Int8() alone" if format is None else f"{type(format).__name__} has no {kind} kernel"
@@ -90,6 +91,20 @@ def substitutes_for(
     packed, note = convolutions.candidates(layer, form, format, records.get(id(layer.weight)), shared)
     cls = PackedConv1d if isinstance(layer, nn.Conv1d) else PackedConv2d
     return [cls(weight, activation).eval() for weight in packed], note
+
+
+def on_int8_grids(layer: nn.Module) -> bool:
+    """Whether all weights of a recurrent layer, or of attention, lie on recorded Int8 grids.
+
+    Examples
+    --------
+    >>> on_int8_grids(nn.GRUCell(2, 3))
+    False
+    """
+    places = [(layer, name) for name in several_weights(layer)]
+    if isinstance(layer, nn.MultiheadAttention):
+        places.append((layer.out_proj, "weight"))
+    return bool(places) and all(int8_of(module, name) is not None for module, name in places)
 
 
 def int8_layer(

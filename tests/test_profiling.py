@@ -206,6 +206,9 @@ def test_bytes_are_those_in_memory():
     grid = copy.deepcopy(dense)
     pc.quantize_(grid, pc.Int8(), include=["0"])
     assert row(quick(grid, x), "0").format == "float32 on Int8()"
+    lstm = nn.LSTM(4, 3)
+    pc.quantize_(lstm, pc.Int8())
+    assert quick(lstm, torch.ones(2, 1, 4)).layers[0].format == "float32 on Int8()"
 
 
 def test_pruned_weights_are_seen():

@@ -22,6 +22,7 @@ from ..grids import GridRecord
 from ..heads import keep_plain_
 from ..layers import PackedLayer, PackedLinear, decisions, set_decision
 from ..rows import PackedRows
+from ..selection import several_weights
 from . import attention, coding, embeddings, recurrent
 from .changed import without_removed
 from .container import ArtifactError, digest_fits, read_container
@@ -180,7 +181,8 @@ def _apply(model: nn.Module, fit: Fit, contents: Contents, decoded: _Decoded) ->
     """Make a model the one in the file. Everything that can fail was done before."""
     masks.finalize_(model)
     for module in fit.modules.values():
-        grids.set_grid(module, None)
+        for name in ("weight", *several_weights(module)):
+            grids.set_grid(module, None, name)
     for path in decisions(model):
         set_decision(fit.modules[path], None)
     groups: dict[str, list[Place]] = {}

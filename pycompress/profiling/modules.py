@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..grids import grid_of
 from ..layers import PackedLayer
+from ..selection import several_weights
 from ..validation.cost import Stored, packed_parts, stored
 
 
@@ -95,8 +96,9 @@ def stored_as(module: nn.Module) -> str:
         return repr(module.format)
     own = module.parameters(recurse=is_closed(module))
     dtypes = dict.fromkeys(str(parameter.dtype).removeprefix("torch.") for parameter in own)
-    grid = grid_of(module)
-    return ", ".join(dtypes) + ("" if grid is None else f" on {grid.format}")
+    records = [grid_of(module, name) for name in several_weights(module) or ["weight"]]
+    known = dict.fromkeys(str(record.format) for record in records if record is not None)
+    return ", ".join(dtypes) + (f" on {', '.join(known)}" if known else "")
 
 
 def parent(name: str, known: Collection[str]) -> str:
