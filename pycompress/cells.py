@@ -94,9 +94,12 @@ class PackedCell(PackedLayer):
                 raise ValueError(f"hx must have shape {tuple(expected)}, got {kernels.arrays.describe(state)}")
             if state.dtype not in _DTYPES:
                 raise TypeError(f"hx must be float32, float16 or bfloat16, got {kernels.arrays.describe(state)}")
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (finals := sequences.step(self.packed, input, states)) is not None:
+            return finals
         rows = input if input.ndim == 2 else input[None]
         given = [state[None] if input.ndim == 2 else state[None, None] for state in states]
-        run = sequences.traced if torch.compiler.is_compiling() else sequences.run
+        run = sequences.traced if compiling else sequences.run
         _, finals = run([self.packed], False, False, rows[None], given)
         return [final[0] if input.ndim == 2 else final[0, 0] for final in finals]
 

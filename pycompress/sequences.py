@@ -11,6 +11,7 @@ another weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -109,6 +110,41 @@ def run(
     shaped = rows.reshape(len(starts) - 1, batch, rows.shape[1])
     result = arrays.restore(shaped if batched else shaped[:, 0], data)
     return (result.transpose(0, 1) if batch_first and batched else result), finals
+
+
+def step(part: PackedRecurrent, x: Tensor, states: Sequence[Tensor]) -> list[Tensor] | None:
+    """Run one step: the numbers of :func:`run`, with less around the kernel; None for other than plain float32 tensors.
+
+    Parameters
+    ----------
+    part : PackedRecurrent
+        Without a projection.
+    x : tensor [batch, input_size]
+    states : [] or [h] or [h, c]
+        Of the shape [batch, hidden_size].
+
+    Examples
+    --------
+    >>> part = steps.pack_gru(np.ones((6, 3), np.float32), np.ones((6, 2), np.float32))
+    >>> [h] = step(part, torch.zeros(4, 3), [])
+    >>> h.shape
+    torch.Size([4, 2])
+    """
+    if x.ndim != 2 or not all(map(arrays.is_plain_tensor, (x, *states))):
+        return None
+    rows = x.shape[0]
+    own = [state.detach().clone() for state in states] or [x.new_zeros(rows, size) for size in _sizes([part])]
+    h, *c = (state.numpy() for state in own)
+    y = np.empty((rows, part.out_size), np.float32)
+    threads = backends.get_num_threads(True)
+    cell_state = c[0] if c else _NO_CELL_STATE
+    steps.run_layer(part, x.detach().numpy(), _one_step(rows), h, cell_state, y, False, threads)
+    return own
+
+
+@lru_cache(maxsize=64)
+def _one_step(rows: int) -> NDArray[np.uint64]:
+    return steps.uniform_starts(1, rows)
 
 
 def check_parts(parts: Sequence[PackedRecurrent], bidirectional: bool) -> None:
