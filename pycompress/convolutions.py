@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -15,6 +16,8 @@ from .int8_images import Int8Images, float_images, int8_images
 from .kernels.ops import Activation, activation_code
 from .kernels.packed import positive
 from .layers import LayerDecision, PackedLayer, arrays_like
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class _PackedConv(PackedLayer):
@@ -124,8 +127,8 @@ class PackedConv1d(_PackedConv):
 class PackedConv2d(_PackedConv):
     """A convolution on a packed weight: ``y = activation(conv(x, w) + bias)``, for inference only.
 
-    Has no parameters and no buffers: ``.to()`` and ``.half()`` leave it as it is, and it takes float32, float16 and
-    bfloat16 inputs, in any memory format. ``state_dict``, pickles and copies hold the canonical form of the weight,
+    Has no parameters and no buffers: ``.to()`` and ``.half()`` leave the weight as it is, and it takes float32, float16
+    and bfloat16 inputs, in any memory format. ``state_dict``, pickles and copies hold the canonical form of the weight,
     ``weight`` int8, ``scale`` [out_channels] and, where they exist, ``bias`` [out_channels] and ``input_scale`` [],
     float32; it is packed again for the CPU that loads it. Stride, padding, dilation and groups are the layer's own.
 
@@ -141,6 +144,9 @@ class PackedConv2d(_PackedConv):
         Of a weight that was packed with ``channels_last``: the static input scale of the packed convolutions that take
         the output, which then is handed to them as int8. Anything else that reads it sees float32, and so do all in
         compiled and exported models.
+    dtype : torch.dtype
+        That of the weight that the layer had, also after ``.half()``: where it is float16 or bfloat16, outputs have it
+        even where inputs are int8 images, or the float32 that these are for everything else.
 
     Attributes
     ----------
@@ -160,6 +166,7 @@ class PackedConv2d(_PackedConv):
     """
 
     _sides = 2
+    dtype = torch.float32  # also of layers that were pickled without one
 
     def __init__(
         self,
@@ -167,8 +174,12 @@ class PackedConv2d(_PackedConv):
         activation: Activation | None = None,
         decision: LayerDecision | None = None,
         output_scale: float | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(packed, activation, decision)
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be float32, float16 or bfloat16, got {dtype!r}")
+        self.dtype = dtype
         if output_scale is not None:
             if not packed.channels_last:
                 raise ValueError("output_scale must be None for a weight that was not packed with channels_last=True")
@@ -186,7 +197,8 @@ class PackedConv2d(_PackedConv):
         if type(x) is Int8Images:
             x = x.integers if x.scale == self.packed.input_scale and self.packed.channels_last else float_images(x)
         if self.output_scale is None:
-            return super().forward(x)
+            y = super().forward(x)
+            return y.to(self.dtype) if y.dtype == torch.float32 != self.dtype else y
         self._check_input(x)
         if torch.compiler.is_compiling():  # the next convolution rounds what it gets: float32, as it sees int8 images
             x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -194,10 +206,15 @@ class PackedConv2d(_PackedConv):
         y = kernels.conv(x, self.packed, self.activation, output_scale=self.output_scale)
         return int8_images(y, self.output_scale, self.activation)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        self.dtype = dtype if dtype in _DTYPES else self.dtype
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
     def extra_repr(self) -> str:
         """What ``repr`` shows inside the brackets."""
         last = f", channels_last=True, output_scale={self.output_scale}" if self.packed.channels_last else ""
-        return super().extra_repr() + last
+        return super().extra_repr() + last + (f", dtype={self.dtype}" if self.dtype != torch.float32 else "")
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)

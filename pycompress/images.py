@@ -103,11 +103,12 @@ def channels_last(layer: PackedConv2d) -> PackedConv2d | None:
         return None
     geometry: Any = {"stride": p.stride, "padding": p.padding, "dilation": p.dilation, "groups": p.groups}
     weight = kernels.pack_conv(p.weight, p.format, p.bias, p.scale, p.input_scale, **geometry, channels_last=True)
-    return PackedConv2d(weight, layer.activation).eval()
+    return PackedConv2d(weight, layer.activation, dtype=layer.dtype).eval()
 
 
 def hand_over_(layers: Sequence[PackedConv2d], model: Callable[[], Any]) -> int:
-    """Let convolutions hand int8 images to those that would quantize their outputs anyway. The numbers stay the same.
+    """Let convolutions hand int8 images to those that would quantize their outputs anyway. The numbers stay the same,
+    but that values of 16-bit floats are not rounded to these on the way.
 
     A convolution does where all that its outputs went to while the model ran are packed convolutions with one and the
     same static input scale; a ReLU or ReLU6 between them, also one that other layers share, becomes its own.
@@ -134,12 +135,15 @@ def hand_over_(layers: Sequence[PackedConv2d], model: Callable[[], Any]) -> int:
     made: dict[int, _Made] = {}
     uses: dict[PackedConv2d, set[tuple[Activation | None, float | None]]] = {layer: set() for layer in layers}
     spoilt: set[PackedConv2d] = set()
+    running: list[nn.Module] = []
 
     def takes(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        running.append(layer)
         if args and (found := made.get(id(args[0]))):
             uses[found.layer].add((found.activation, cast(PackedConv2d, layer).packed.input_scale))
 
     def gives(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        running.pop()
         made[id(output)] = _Made(cast(PackedConv2d, layer), output, cast(PackedConv2d, layer).activation)
 
     def note(values: Any) -> None:
@@ -150,6 +154,8 @@ def hand_over_(layers: Sequence[PackedConv2d], model: Callable[[], Any]) -> int:
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
+            if running:  # a layer turns 16-bit floats into others
+                return func(*args, **kwargs)
             name, found = _clamp(func, args), made.get(id(args[0])) if args else None
             result = func(*args, **kwargs)
             if name is not None and found is not None and found.activation in (None, name):

@@ -89,8 +89,9 @@ def substitutes_for(
     if isinstance(form, str):
         return [], form
     packed, note = convolutions.candidates(layer, form, format, records.get(id(layer.weight)), shared)
-    cls = PackedConv1d if isinstance(layer, nn.Conv1d) else PackedConv2d
-    return [cls(weight, activation).eval() for weight in packed], note
+    if isinstance(layer, nn.Conv1d):
+        return [PackedConv1d(weight, activation).eval() for weight in packed], note
+    return [PackedConv2d(weight, activation, dtype=layer.weight.dtype).eval() for weight in packed], note
 
 
 def on_int8_grids(layer: nn.Module) -> bool:

@@ -110,6 +110,31 @@ def test_int8_images_are_floats_for_everything_else():
         x.add_(1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_of_16_bit_floats_gives_them_also_behind_int8_images(tmp_path, dtype):
+    def build():
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 3)).to(dtype).eval()
+
+    torch.manual_seed(0)
+    model, x = build(), X.to(dtype)
+    pc.quantize_(model, pc.Int8(), calibration=(x, torch.zeros(len(x))))
+    fast = pc.pack(model, x, force=True)
+    assert [layer.output_scale is not None for layer in (fast[0], fast[2], fast[3])] == [True, True, False]
+    pc.save(fast, tmp_path / "model")
+    torch._dynamo.reset()
+    with torch.no_grad():
+        y = fast(x)
+        assert y.dtype == dtype
+        torch.testing.assert_close(y, model(x), atol=0.1, rtol=0.1)
+        for again in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), pc.load(tmp_path / "model", build)):
+            assert torch.equal(again(x), y) and again(x).dtype == dtype
+        compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")(x)
+        assert compiled.dtype == dtype and torch.equal(compiled, y)
+        assert fast.float()(x.float()).dtype == torch.float32
+    with pytest.raises(ValueError, match="dtype must be float32"):
+        PackedConv2d(fast[0].packed, dtype=torch.float64)
+
+
 def test_an_image_of_nan_stays_nan_and_the_others_do_not_notice():
     fast = packed(quantized(Residual()))
     x = X.clone()

@@ -11,13 +11,14 @@ from .container import ArtifactError
 
 @dataclass(frozen=True)
 class ConvRecord:
-    """A packed convolution: a number or a pair (before, after) for each spatial dimension, and how images lie."""
+    """A packed convolution: a number or a pair (before, after) for each spatial dimension, and what images are."""
 
     stride: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     channels_last: bool = False
     output_scale: float | None = None
+    dtype: str = "F32"
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,7 @@ def read_embedding(value: object, where: str) -> EmbeddingRecord:
         raise ArtifactError(f"{where}.include_last_offset must be true or false, got {last!r:.99}")
     if last and mode is None:
         raise ArtifactError(f"{where} must have a mode with include_last_offset")
-    if record.get("dtype", "F32") not in ("F32", "F16", "BF16"):
-        raise ArtifactError(f"{where}.dtype must be 'F32', 'F16' or 'BF16', got {record['dtype']!r:.99}")
-    return EmbeddingRecord(mode, padding, last, record.get("dtype", "F32"))
+    return EmbeddingRecord(mode, padding, last, _dtype(record, where))
 
 
 def read_convolution(value: object, where: str) -> ConvRecord:
@@ -126,7 +125,7 @@ def read_convolution(value: object, where: str) -> ConvRecord:
     Examples
     --------
     >>> read_convolution({"stride": [1], "padding": [[0, 1]], "dilation": [1]}, "it")
-    ConvRecord(stride=(1,), padding=((0, 1),), dilation=(1,), channels_last=False, output_scale=None)
+    ConvRecord(stride=(1,), padding=((0, 1),), dilation=(1,), channels_last=False, output_scale=None, dtype='F32')
     """
     names = {f.name for f in fields(ConvRecord)}
     record = read_object(value, where, names, {"stride", "padding", "dilation"})
@@ -146,7 +145,17 @@ def read_convolution(value: object, where: str) -> ConvRecord:
         if not last:
             raise ArtifactError(f"{where} must have channels_last with an output_scale")
     pads = tuple((before, after) for before, after in padding)
-    return ConvRecord(tuple(stride), pads, tuple(dilation), last, scale)
+    dtype = _dtype(record, where)
+    if dtype != "F32" and len(stride) == 1:
+        raise ArtifactError(f"{where}.dtype must be 'F32' in one spatial dimension, got {dtype!r}")
+    return ConvRecord(tuple(stride), pads, tuple(dilation), last, scale, dtype)
+
+
+def _dtype(record: dict[str, Any], where: str) -> str:
+    found = record.get("dtype", "F32")
+    if found not in ("F32", "F16", "BF16"):
+        raise ArtifactError(f"{where}.dtype must be 'F32', 'F16' or 'BF16', got {found!r:.99}")
+    return str(found)
 
 
 def _integers(value: object, low: int) -> bool:

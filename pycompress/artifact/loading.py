@@ -29,7 +29,7 @@ from .container import ArtifactError, digest_fits, read_container
 from .contents import Contents, packed_names, read_contents
 from .durable import check_path, read_file
 from .fitting import Fit, fit
-from .kinds import EmbeddingRecord
+from .kinds import ConvRecord, EmbeddingRecord
 from .places import Place, resize_
 from .schema import LayerRecord, PackedRecord
 
@@ -149,9 +149,10 @@ def _module(path: str, weight: PackedNumbers, record: PackedRecord) -> PackedLay
         return PackedLinear(weight, record.activation)
     if len(weight.stride) == 1:
         return PackedConv1d(weight, record.activation)
-    scale = None if record.convolution is None else record.convolution.output_scale
+    conv = cast(ConvRecord, record.convolution)
     try:
-        return PackedConv2d(weight, record.activation, output_scale=scale)
+        dtype = coding.TORCH_DTYPES[conv.dtype]
+        return PackedConv2d(weight, record.activation, output_scale=conv.output_scale, dtype=dtype)
     except ValueError as error:  # a scale that no float32 holds
         raise ArtifactError(f"packed layer {path!r:.99}: {error!s:.300}") from error
 

@@ -164,7 +164,8 @@ def _collect(model: nn.Module) -> tuple[dict[str, Tensor], Metadata]:
             packed = PackedRecord(weight.format, module.activation)
             if isinstance(weight, PackedConv):
                 sides = (weight.stride, weight.padding, weight.dilation, weight.channels_last)
-                packed = replace(packed, convolution=ConvRecord(*sides, getattr(module, "output_scale", None)))
+                last = getattr(module, "output_scale", None), coding.DTYPES[getattr(module, "dtype", torch.float32)]
+                packed = replace(packed, convolution=ConvRecord(*sides, *last))
             input_scale = weight.input_scale
         elif isinstance(module, PackedEmbedding | PackedEmbeddingBag):
             _add_packed(stored, metadata, owners, twins, path, module)
