@@ -5,8 +5,8 @@ engine of torch's quantize_dynamic over ours with its 95 % interval, and the lar
 root mean squares of its outputs. Nothing but the import differs between the two. Exit code 1: a model of ours is slower
 for sure, or further from the float one than torch's. A call of torch's that fails is named on stderr and left out.
 
---sizes shows instead what the bounds of pycompress/sizes.py come from: single linear layers, and encoder layers on
-their fused path.
+--sizes shows instead what the bounds of pycompress/sizes.py come from: single linear and recurrent layers, and encoder
+layers on their fused path.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ SHAPES = [
     (256, 64),
 ]
 ENCODERS = [(64, 128), (64, 256), (128, 256), (128, 512), (256, 512), (256, 1024)]
+HIDDEN = {nn.LSTM: (16, 32), nn.GRU: (8, 16), nn.LSTMCell: (8, 16), nn.GRUCell: (8, 16), nn.RNNCell: (64, 128)}
 
 Row = dict[str, Any]
 
@@ -172,6 +173,12 @@ def size_rows(threads: int) -> Iterator[Row]:
     for outputs, inputs in SHAPES:
         layer = nn.Linear(inputs, outputs)
         yield from _sizes("linear", layer, [torch.randn(n, inputs) for n in ROWS], threads)
+    for kind, units in HIDDEN.items():
+        for n in units:
+            steps = () if issubclass(kind, nn.RNNCellBase) else (20,)
+            yield from _sizes(
+                kind.__name__, kind(n, n), [torch.randn(*steps, rows, n) for rows in (1, 32, 256)], threads
+            )
     for width, hidden in ENCODERS:
         encoder = nn.TransformerEncoderLayer(width, 4, hidden, batch_first=True)
         yield from _sizes("encoder", encoder, [torch.randn(n, 16, width) for n in (1, 8, 32)], threads)
@@ -180,16 +187,15 @@ def size_rows(threads: int) -> Iterator[Row]:
 def _sizes(kind: str, layer: nn.Module, inputs: list[Tensor], threads: int) -> Iterator[Row]:
     with torch.inference_mode(False):
         layer = layer.eval().requires_grad_(False)
-        names = {""} if kind == "linear" else {"linear1", "linear2"}
+        names = {"linear1", "linear2"} if kind == "encoder" else {""}
         packed = pc.quantize_dynamic(layer, names)
-    linear = layer.linear1 if kind == "encoder" else layer
-    assert isinstance(linear, nn.Linear)
+    weight = next(p for name, p in layer.named_parameters() if p.ndim == 2 and "attn" not in name)
     for x in inputs:
         calls = {OURS: lambda x=x: packed(x), FLOAT: lambda x=x: layer(x)}
         times = measure.interleaved(calls, measure.Effort(9, 0.5))
         yield {
             "kind": kind,
-            "shape": [linear.out_features, linear.in_features],
+            "shape": list(weight.shape),
             "rows": x.shape[:-1].numel(),
             "threads": threads,
             "fp32_us": times.median(FLOAT) * 1e6,

@@ -40,7 +40,7 @@ from .timing import Clock
 
 _ASKED = "asked for by quantize_dynamic"
 _NO_KERNEL = "it has no int8 kernel with scales found at run time"
-_TYPES = {torch.qint8: (*DYNAMIC, nn.RNNCell), torch.quint8: EMBEDDINGS}
+_TYPES = {torch.qint8: DYNAMIC, torch.quint8: EMBEDDINGS}
 
 
 def quantize_dynamic(
@@ -68,12 +68,12 @@ def quantize_dynamic(
     model : nn.Module
         On the CPU.
     qconfig_spec : None, set or dict
-        Types and names of modules. None: every nn.Linear (and Conv1D of transformers), nn.LSTM, nn.GRU, nn.LSTMCell and
-        nn.GRUCell. A set: those, and what is inside them; but an nn.Embedding, nn.EmbeddingBag or nn.MultiheadAttention
-        only where its own type or name is asked for. A dict: as the set of its keys, but None as value leaves a module
-        out, and a QConfig of torch must be one of 8-bit weights; a name counts more than a type, an inner module more
-        than an outer one, and a ``qconfig`` attribute that a module has more than all of them. Modules of a type
-        without a kernel (nn.RNNCell, say) stay as they are.
+        Types and names of modules. None: every nn.Linear (and Conv1D of transformers), nn.LSTM, nn.GRU, nn.LSTMCell,
+        nn.GRUCell and nn.RNNCell. A set: those, and what is inside them; but an nn.Embedding, nn.EmbeddingBag or
+        nn.MultiheadAttention only where its own type or name is asked for. A dict: as the set of its keys, but None as
+        value leaves a module out, and a QConfig of torch must be one of 8-bit weights; a name counts more than a type,
+        an inner module more than an outer one, and a ``qconfig`` attribute that a module has more than all of them.
+        Modules of a type without a kernel (nn.RNN, say) stay as they are.
     dtype : torch.dtype
         torch.qint8; or torch.quint8 for nn.Embedding and nn.EmbeddingBag, where qconfig_spec is None or a set. The
         integers are signed all the same.

@@ -18,12 +18,12 @@ PRUNED_DENSITY = 0.7
 """A layer counts as pruned when less than this fraction of its weights is not zero."""
 
 KINDS = (
-    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell),
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell),
     *(nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention),
 )
 """The layers that can be packed, beside what :func:`is_conv1d` knows."""
 
-DYNAMIC = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
+DYNAMIC = (nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 """The layers that are quantized as they run, as torch's ``quantize_dynamic`` does; Conv1D counts as nn.Linear."""
 
 ON_REQUEST = (nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention)

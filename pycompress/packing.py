@@ -38,8 +38,8 @@ def pack(
     """Return a copy of a model for inference, in which each layer is replaced where that makes it faster.
 
     Every nn.Linear (and Conv1D of transformers), nn.Conv1d, nn.Conv2d, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell,
-    nn.MultiheadAttention, nn.Embedding and nn.EmbeddingBag that ``example_inputs`` reach is timed against packed
-    candidates on the very inputs that it gets in that forward pass, in turns with them (see
+    nn.RNNCell, nn.MultiheadAttention, nn.Embedding and nn.EmbeddingBag that ``example_inputs`` reach is timed against
+    packed candidates on the very inputs that it gets in that forward pass, in turns with them (see
     :func:`pycompress.timing.compare`). It is replaced by the candidate with the largest lower end of the 95 % interval
     of the speedup dense / packed, if that is above 1. An activation module (nn.ReLU, nn.ReLU6, nn.GELU without
     approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that alone takes the output of a linear layer or a convolution, in an

@@ -21,6 +21,12 @@ OUTPUTS, INPUTS = 8, 16
 ENCODER = 128 * 1024
 """Weights of one linear layer of an encoder layer on its fused path, which it has to leave."""
 
+LSTM, HIDDEN = 32, 16
+"""Hidden units of an nn.LSTM, whose float form is that of oneDNN, and of nn.GRU and cells."""
+
+CELL = 16 * 1024
+"""Weights of an nn.RNNCell."""
+
 
 def too_small(layer: nn.Module) -> str:
     """Return why a layer of this size gains nothing from int8, or "".
@@ -35,6 +41,12 @@ def too_small(layer: nn.Module) -> str:
         if outputs * inputs < ENCODER:
             return f"at {outputs} x {inputs} weights int8 gains less time than its encoder layer's fused path does"
         return ""
+    if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
+        hidden = layer.hidden_size
+        weights = hidden * (layer.input_size + hidden)
+        few = hidden < (LSTM if isinstance(layer, nn.LSTM) else HIDDEN)
+        small = few or (isinstance(layer, nn.RNNCell) and weights < CELL)
+        return f"at {layer.input_size} inputs and {hidden} hidden units int8 gains no time" if small else ""
     if not isinstance(layer, nn.Linear) and not is_conv1d(layer):
         return ""
     outputs, inputs = cast(Tensor, layer.weight).shape

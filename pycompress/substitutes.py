@@ -109,7 +109,7 @@ def on_int8_grids(layer: nn.Module) -> bool:
 
 
 def int8_layer(
-    layer: nn.LSTM | nn.GRU | nn.LSTMCell | nn.GRUCell | nn.MultiheadAttention,
+    layer: nn.LSTM | nn.GRU | nn.LSTMCell | nn.GRUCell | nn.RNNCell | nn.MultiheadAttention,
 ) -> PackedLSTM | PackedGRU | PackedCell | PackedMultiheadAttention:
     """Return the packed int8 layer of a recurrent one or of attention.
 
@@ -120,7 +120,7 @@ def int8_layer(
     """
     if isinstance(layer, nn.MultiheadAttention):
         return attention.packed_attention(layer)
-    if isinstance(layer, (nn.LSTMCell, nn.GRUCell)):
+    if isinstance(layer, CELLS):
         return cells.packed_cell(layer)
     return recurrent.packed_of(layer)
 

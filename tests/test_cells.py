@@ -14,11 +14,12 @@ import pycompress as pc
 from pycompress import kernels
 from pycompress.artifact import describe
 from pycompress.artifact.saving import to_bytes
-from pycompress.cells import PackedGRUCell, PackedLSTMCell, obstacle, packed_cell
+from pycompress.cells import PackedGRUCell, PackedLSTMCell, PackedRNNCell, obstacle, packed_cell
 from pycompress.layers import LayerDecision
 from pycompress.recurrent import packed_of
 
-KINDS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
+KINDS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
+PACKED = {"lstm": PackedLSTMCell, "gru": PackedGRUCell, "rnn": PackedRNNCell}
 X = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
 
 
@@ -46,7 +47,7 @@ def same(got, expected):
 def test_agrees_with_torch(kind, bias, implementation):
     dense = cell_of(kind, bias=bias)
     packed = packed_cell(dense)
-    assert isinstance(packed, PackedLSTMCell if kind == "lstm" else PackedGRUCell) and not packed.training
+    assert isinstance(packed, PACKED[kind]) and not packed.training
     assert (packed.input_size, packed.hidden_size, packed.bias) == (12, 21, bias)
     first = (state_of(kind)[0][0], state_of(kind)[1][0]) if kind == "lstm" else state_of(kind)[0]
     for x, state in ((X, None), (X, state_of(kind)), (X[0], None), (X[0], first), (X[:0], None)):
@@ -57,7 +58,7 @@ def test_agrees_with_torch(kind, bias, implementation):
     same(keywords, packed(X, state_of(kind)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
 @torch.no_grad()
 def test_steps_are_those_of_the_sequence(kind, implementation):
     cell = cell_of(kind)
@@ -75,14 +76,30 @@ def test_steps_are_those_of_the_sequence(kind, implementation):
     np.testing.assert_array_equal(flat(packed(X))[0].numpy(), one[0])
 
 
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@torch.no_grad()
+def test_a_plain_step_is_the_formula(nonlinearity, implementation):
+    dense = cell_of("rnn", nonlinearity=nonlinearity)
+    packed, h = packed_cell(dense), state_of("rnn")
+    parts = [kernels.pack(getattr(dense, f"weight_{s}"), pc.Int8(), getattr(dense, f"bias_{s}")) for s in ("ih", "hh")]
+    expected = getattr(torch, nonlinearity)(kernels.linear(X, parts[0]) + kernels.linear(h, parts[1]))
+    assert torch.equal(packed(X, h), expected) and torch.equal(packed(X[1], h[1]), expected[1])
+    torch.testing.assert_close(packed(X, h), dense(X, h), atol=0.1, rtol=0.05)
+    assert packed.nonlinearity == nonlinearity and packed.kernel == parts[0].kernel
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
 @torch.no_grad()
 def test_half_precision(kind, dtype):
     packed = packed_cell(cell_of(kind))
     x = X.to(dtype)
     for got, expected in zip(flat(packed(x)), flat(packed(x.float())), strict=True):
         assert got.dtype == dtype and torch.equal(got, expected.to(dtype))
+    plain = packed_cell(cell_of("rnn"))
+    got = plain(x, state_of("rnn").to(dtype))
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), plain(X, state_of("rnn")), atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,14 +150,16 @@ class Decoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.second = nn.LSTMCell(12, 8), nn.GRUCell(8, 8, bias=False)
+        self.third = nn.RNNCell(8, 8, nonlinearity="relu")
         self.head = nn.Linear(8, 3)
 
     def forward(self, x):
-        state, h = None, None
+        state, h, r = None, None, None
         for _ in range(3):
             state = self.first(x, state)
             h = self.second(state[0], hx=h)
-        return self.head(h)
+            r = self.third(h, r)
+        return self.head(h + r)
 
 
 def decoder():
@@ -155,16 +174,16 @@ def test_pack_and_quantize_dynamic(tmp_path):
     dynamic = pc.quantize_dynamic(model)
     for packed in (forced, dynamic):
         assert isinstance(packed.first, PackedLSTMCell) and isinstance(packed.second, PackedGRUCell)
+        assert isinstance(packed.third, PackedRNNCell) and packed.third.nonlinearity == "relu"
         torch.testing.assert_close(packed(X), model(X), atol=0.05, rtol=0.05)
         assert torch.equal(packed(X), forced(X))
     found = {d.name: (d.kind, d.rows, d.reason) for d in pc.explain(forced)}
     assert found["first"] == ("LSTMCell", 15, "forced, not measured")
     assert found["second"] == ("GRUCell", 15, "forced, not measured")
+    assert found["third"] == ("RNNCell", 15, "forced, not measured")
     assert pc.explain(pc.pack(model, X))[0].reason == "packed with Int8() alone"
     only = pc.quantize_dynamic(model, {nn.GRUCell})
     assert isinstance(only.first, nn.LSTMCell) and isinstance(only.second, PackedGRUCell)
-    with pytest.raises(NotImplementedError, match=r"got 'cell': RNNCell$"):
-        pc.quantize_dynamic(nn.ModuleDict({"cell": nn.RNNCell(2, 2), "fc": nn.Linear(2, 2)}), {nn.RNNCell})
 
 
 def test_why_a_cell_stays():
@@ -179,8 +198,8 @@ def test_why_a_cell_stays():
     assert obstacle(nn.LSTMCell(2, 2).double()) == "its weights are float64"
     with pytest.raises(ValueError, match="layer must be one that can be packed: Own has"):
         packed_cell(Own(2, 2))
-    with pytest.raises(TypeError, match=r"layer must be an nn\.LSTMCell or nn\.GRUCell, got RNNCell"):
-        packed_cell(nn.RNNCell(2, 2))
+    with pytest.raises(TypeError, match=r"layer must be an nn\.LSTMCell, nn\.GRUCell or nn\.RNNCell, got RNN"):
+        packed_cell(nn.RNN(2, 2))
 
 
 @pytest.mark.parametrize("into", [Decoder, lambda: pc.quantize_dynamic(Decoder())])
@@ -225,6 +244,7 @@ def test_shared_cells_and_other_places(tmp_path):
         ("projection", True, "must be one layer in one direction"),
         ("step", False, "must have a tensor weight_ih_l0"),
         ("cell", "gru", r"3 \* hidden rows"),
+        ("cell", "rnn", "must have the activation"),
         ("bias", False, "unexpected in the file"),
     ],
 )
@@ -236,6 +256,39 @@ def test_hostile_metadata_is_refused(where, value, message, tmp_path):
         pc.load(tmp_path / "bad", Decoder)
 
 
+@torch.no_grad()
+def test_plain_cells_in_files(tmp_path):
+    cell = packed_cell(cell_of("rnn", nonlinearity="relu"))
+    pc.save(cell, tmp_path / "one")
+    same(pc.load(tmp_path / "one", nn.RNNCell(12, 21, nonlinearity="relu"))(X), cell(X))
+    for module, message in (
+        (nn.RNNCell(12, 21), "nonlinearity"),
+        (nn.GRUCell(12, 21), "a packed RNNCell in the file and GRUCell in the model"),
+        (nn.RNN(12, 21), "a packed RNNCell in the file and RNN in the model"),
+    ):
+        with pytest.raises(pc.artifact.ArtifactError, match=message):
+            pc.load(tmp_path / "one", module)
+    for where, value, message in (
+        ("recurrent/step", False, "step must be true for 'rnn'"),
+        ("activation", "gelu", "must have the activation 'tanh' or 'relu'"),
+        ("recurrent/cell", "elman", "cell must be 'lstm', 'gru' or 'rnn'"),
+    ):
+        parts = Parts(to_bytes(nn.Sequential(cell)))
+        parts.set(f"metadata/layers/0/packed/{where}", value)
+        (tmp_path / "bad").write_bytes(parts.file())
+        with pytest.raises(pc.artifact.ArtifactError, match=message):
+            pc.load(tmp_path / "bad", nn.Sequential(nn.RNNCell(12, 21, nonlinearity="relu")))
+
+
+@torch.no_grad()
+def test_cells_are_exported():
+    for kind in KINDS:
+        packed = packed_cell(cell_of(kind))
+        program = torch.export.export(packed, (X, state_of(kind)), strict=False)
+        same(program.module()(X, state_of(kind)), packed(X, state_of(kind)))
+
+
+RNN = packed_cell(nn.RNNCell(3, 2))
 GRU, LSTM = packed_cell(nn.GRUCell(3, 2)), packed_cell(nn.LSTMCell(3, 2))
 
 
@@ -249,6 +302,13 @@ GRU, LSTM = packed_cell(nn.GRUCell(3, 2)), packed_cell(nn.LSTMCell(3, 2))
             ValueError,
             "packed must be weights of pack_lstm without a projection",
         ),
+        (lambda: PackedRNNCell(RNN.packed[0]), TypeError, "packed must be two PackedWeights"),
+        (lambda: PackedRNNCell(RNN.packed[:1]), ValueError, "packed must be weights of the input and of the state"),
+        (lambda: PackedRNNCell(RNN.packed[::-1]), ValueError, "packed must be weights of the input and of the state"),
+        (lambda: PackedRNNCell(RNN.packed, "gelu"), ValueError, "nonlinearity must be 'tanh' or 'relu'"),
+        (lambda: RNN(torch.ones(2, 4)), ValueError, "input must have 3 features"),
+        (lambda: RNN(torch.ones(2, 3), torch.ones(2)), ValueError, "hx must have shape"),
+        (lambda: RNN(torch.ones(2, 3, requires_grad=True)), ValueError, "input must not require grad"),
         (lambda: GRU(None), TypeError, "input must be"),
         (lambda: GRU(np.ones((2, 3), np.float32)), TypeError, "input must be"),
         (lambda: GRU(torch.ones(1, 2, 3)), ValueError, "input must be 1-D or 2-D"),

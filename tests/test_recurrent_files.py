@@ -112,9 +112,10 @@ def test_what_no_file_can_say_is_refused():
 
 
 WRONG = {
-    "must be 'lstm' or 'gru'": [
-        ("metadata/layers/lstm/packed/recurrent/cell", value) for value in ("rnn", None, 3, [])
+    "must be 'lstm', 'gru' or 'rnn'": [
+        ("metadata/layers/lstm/packed/recurrent/cell", value) for value in ("elman", None, 3, [])
     ],
+    "step must be true for 'rnn'": [("metadata/layers/lstm/packed/recurrent/cell", "rnn")],
     "must be a positive integer": [
         ("metadata/layers/lstm/packed/recurrent/layers", value) for value in (0, -1, 2**31, 2**70, 1.0, True, "2", None)
     ],

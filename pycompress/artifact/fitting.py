@@ -93,7 +93,8 @@ def fit(model: nn.Module, contents: Contents) -> Fit:
         recurrence = layers[path].packed.recurrent if path in packed else None  # type: ignore[union-attr]
         if recurrence is not None:
             expected |= set(recurrent.full_names(path, recurrence).values())
-            faults += recurrent.faults(path, module, recurrence, contents.tensors)
+            activation = cast(PackedRecord, layers[path].packed).activation
+            faults += recurrent.faults(path, module, recurrence, activation, contents.tensors)
         elif path in attending:
             attends = cast(AttentionRecord, cast(PackedRecord, layers[path].packed).attention)
             expected |= set(attention.full_names(path, attends).values())

@@ -23,9 +23,9 @@ class ConvRecord:
 
 @dataclass(frozen=True)
 class RecurrentRecord:
-    """What a packed LSTM or GRU is beside its tensors; with ``step`` it is an LSTMCell or GRUCell."""
+    """What a packed LSTM or GRU is beside its tensors; with ``step`` it is an LSTMCell, GRUCell or RNNCell."""
 
-    cell: Literal["lstm", "gru"]
+    cell: Literal["lstm", "gru", "rnn"]
     layers: int
     bidirectional: bool = False
     batch_first: bool = False
@@ -64,8 +64,8 @@ def read_recurrent(value: object, where: str) -> RecurrentRecord:
     """
     record = read_object(value, where, {f.name for f in fields(RecurrentRecord)}, {"cell", "layers"})
     cell, layers = record.pop("cell"), record.pop("layers")
-    if cell not in ("lstm", "gru"):
-        raise ArtifactError(f"{where}.cell must be 'lstm' or 'gru', got {cell!r:.99}")
+    if cell not in ("lstm", "gru", "rnn"):
+        raise ArtifactError(f"{where}.cell must be 'lstm', 'gru' or 'rnn', got {cell!r:.99}")
     if type(layers) is not int or not 1 <= layers < 2**31:
         raise ArtifactError(f"{where}.layers must be a positive integer, got {layers!r:.99}")
     for name, flag in record.items():
@@ -75,6 +75,8 @@ def read_recurrent(value: object, where: str) -> RecurrentRecord:
         layers != 1 or any(record.get(n) for n in ("bidirectional", "batch_first", "projection"))
     ):
         raise ArtifactError(f"{where} must be one layer in one direction, without a projection, with step")
+    if cell == "rnn" and not record.get("step"):
+        raise ArtifactError(f"{where}.step must be true for 'rnn'")
     if cell == "gru" and record.get("projection"):
         raise ArtifactError(f"{where}.projection must be false for a GRU")
     return RecurrentRecord(cell, layers, **record)

@@ -121,7 +121,7 @@ def _decode(fit: Fit, contents: Contents, data: bytes) -> _Decoded:
         if layer.packed is not None and (record := layer.packed.recurrent) is not None:
             full = recurrent.full_names(path, record)
             own = {name: decoded.tensors[contents.owner(stored)] for name, stored in full.items()}
-            decoded.packed[path] = recurrent.build(path, record, own)
+            decoded.packed[path] = recurrent.build(path, record, layer.packed.activation, own)
         elif layer.packed is not None and (attends := layer.packed.attention) is not None:
             full = attention.full_names(path, attends)
             own = {name: decoded.tensors[contents.owner(stored)] for name, stored in full.items()}

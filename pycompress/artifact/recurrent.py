@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..cells import PackedCell, PackedGRUCell, PackedLSTMCell
+from ..cells import PackedCell, PackedGRUCell, PackedLSTMCell, PackedRNNCell, pack_pair
 from ..formats import Int8
 from ..kernels.reference import GATES
 from ..recurrent import PackedGRU, PackedLSTM, PackedRecurrentLayer, pack_part
@@ -18,6 +18,13 @@ from .schema import LayerRecord
 
 if TYPE_CHECKING:
     from .contents import Stored
+
+_GATES = {**GATES, "rnn": 1}
+_CELLS = {
+    "lstm": (nn.LSTMCell, PackedLSTMCell),
+    "gru": (nn.GRUCell, PackedGRUCell),
+    "rnn": (nn.RNNCell, PackedRNNCell),
+}
 
 
 def record_of(path: str, layer: PackedRecurrentLayer | PackedCell) -> RecurrentRecord:
@@ -36,7 +43,7 @@ def record_of(path: str, layer: PackedRecurrentLayer | PackedCell) -> RecurrentR
     ('gru', 1, False, False)
     """
     if isinstance(layer, PackedCell):
-        record = RecurrentRecord(layer.packed.cell, 1, bias=layer.bias, step=True)
+        record = RecurrentRecord(layer.cell, 1, bias=layer.bias, step=True)  # type: ignore[arg-type]
     else:
         numbers = (layer.num_layers, layer.bidirectional, layer.batch_first)
         record = RecurrentRecord(layer.packed[0].cell, *numbers, layer.bias, layer.proj_size > 0)
@@ -78,12 +85,15 @@ def check(path: str, layer: LayerRecord, record: RecurrentRecord, tensors: dict[
     """Raise an ArtifactError unless the tensors of a packed recurrent layer are there and fit each other."""
     where = f"packed recurrent layer {path!r:.99}"
     assert layer.packed is not None
-    others = layer.packed.activation or layer.packed.convolution or layer.packed.embedding
+    plain = record.cell == "rnn"
+    if plain and layer.packed.activation not in ("tanh", "relu"):
+        raise ArtifactError(f"{where} must have the activation 'tanh' or 'relu'")
+    others = layer.packed.convolution or layer.packed.embedding or (layer.packed.activation and not plain)
     if not isinstance(layer.packed.format, Int8) or others:
         raise ArtifactError(f"{where} must be Int8, without an activation and another kind")
     if layer.input_scale is not None or layer.groups != 1:
         raise ArtifactError(f"{where} must not have an input_scale or groups")
-    prefix, gates = f"{path}." if path else "", GATES[record.cell]
+    prefix, gates = f"{path}." if path else "", _GATES[record.cell]
     sizes: tuple[int, int, int] | None = None
     for number, names in parts(record):  # stops at the first that is missing, however many layers a file may claim
         found = {}
@@ -117,18 +127,20 @@ def _sizes(where: str, found: dict[str, tuple[int, ...]], gates: int) -> tuple[i
     return first[1], hidden, last[0] if "weight_hr" in found else hidden
 
 
-def faults(path: str, module: nn.Module, record: RecurrentRecord, tensors: dict[str, Stored]) -> list[str]:
+def faults(
+    path: str, module: nn.Module, record: RecurrentRecord, activation: str | None, tensors: dict[str, Stored]
+) -> list[str]:
     """Compare a packed recurrent layer with its place in a model."""
     lstm = record.cell == "lstm"
     if record.step:
-        return _step_faults(path, module, record, tensors)
+        return _step_faults(path, module, record, activation, tensors)
     if not isinstance(module, (nn.LSTM, PackedLSTM) if lstm else (nn.GRU, PackedGRU)):
         kind = type(module).__name__
         return [f"{path}, a packed {record.cell.upper()} in the file and {kind} in the model"]
     prefix = f"{path}." if path else ""
     rows, inputs = tensors[f"{prefix}weight_ih_l0"].shape
     projected = tensors[f"{prefix}weight_hr_l0"].shape[0] if record.projection else 0
-    sizes = (inputs, rows // GATES[record.cell], projected)
+    sizes = (inputs, rows // _GATES[record.cell], projected)
     found = (record.layers, record.bidirectional, record.batch_first, record.bias, *sizes)
     names = ("num_layers", "bidirectional", "batch_first", "bias", "input_size", "hidden_size", "proj_size")
     built = tuple(getattr(module, name) for name in names)
@@ -136,20 +148,23 @@ def faults(path: str, module: nn.Module, record: RecurrentRecord, tensors: dict[
     return [] if fits(found, built, slice(4, 7)) else [told]
 
 
-def _step_faults(path: str, module: nn.Module, record: RecurrentRecord, tensors: dict[str, Stored]) -> list[str]:
-    lstm = record.cell == "lstm"
-    if not isinstance(module, (nn.LSTMCell, PackedLSTMCell) if lstm else (nn.GRUCell, PackedGRUCell)):
+def _step_faults(
+    path: str, module: nn.Module, record: RecurrentRecord, activation: str | None, tensors: dict[str, Stored]
+) -> list[str]:
+    if not isinstance(module, _CELLS[record.cell]):
         kind = type(module).__name__
         return [f"{path}, a packed {record.cell.upper()}Cell in the file and {kind} in the model"]
     rows, inputs = tensors[f"{path}.weight_ih" if path else "weight_ih"].shape
-    found = (record.bias, inputs, rows // GATES[record.cell])
-    names = ("bias", "input_size", "hidden_size")
-    built = tuple(getattr(module, name) for name in names)
+    found = (record.bias, inputs, rows // _GATES[record.cell], activation)
+    names = ("bias", "input_size", "hidden_size", "nonlinearity")
+    built = tuple(getattr(module, name, None) for name in names)
     told = f"{path}, {names} {found} in the file and {built} in the model"
     return [] if fits(found, built, slice(1, 3)) else [told]
 
 
-def build(path: str, record: RecurrentRecord, tensors: dict[str, Tensor]) -> PackedLSTM | PackedGRU | PackedCell:
+def build(
+    path: str, record: RecurrentRecord, activation: str | None, tensors: dict[str, Tensor]
+) -> PackedLSTM | PackedGRU | PackedCell:
     """Pack the layer from its tensors, by their names in the layer.
 
     Raises
@@ -163,6 +178,8 @@ def build(path: str, record: RecurrentRecord, tensors: dict[str, Tensor]) -> Pac
             own = {part: tensors[name] for part, name in names.items()}
             if any(bool((value == -128).any()) for part, value in own.items() if part.startswith("weight")):
                 raise ValueError("weights must be integers from -127 to 127, got -128")
+            if record.cell == "rnn":
+                return PackedRNNCell(pack_pair(own), str(activation))
             packed.append(pack_part(record.cell, own))
         if record.step:
             return (PackedLSTMCell if record.cell == "lstm" else PackedGRUCell)(packed[0])

@@ -173,7 +173,8 @@ def _collect(model: nn.Module) -> tuple[dict[str, Tensor], Metadata]:
         elif isinstance(module, PackedRecurrentLayer | PackedCell):
             recurrence = recurrent.record_of(path, module)
             _add_named(stored, metadata, owners, path, module, partial(recurrent.full_names, record=recurrence))
-            packed, input_scale = PackedRecord(module.format, recurrent=recurrence), None
+            activation = getattr(module, "nonlinearity", None)
+            packed, input_scale = PackedRecord(module.format, activation, recurrent=recurrence), None
         elif isinstance(module, PackedMultiheadAttention):
             attends = attention.record_of(module)
             _add_named(stored, metadata, owners, path, module, partial(attention.full_names, record=attends))
