@@ -11,7 +11,6 @@ another weight.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -113,7 +112,7 @@ def run(
 
 
 def step(part: PackedRecurrent, x: Tensor, states: Sequence[Tensor]) -> list[Tensor] | None:
-    """Run one step: the numbers of :func:`run`, with less around the kernel; None for other than plain float32 tensors.
+    """Run one step: the numbers of :func:`run`, with less around the kernel; None where there is no short way.
 
     Parameters
     ----------
@@ -126,25 +125,20 @@ def step(part: PackedRecurrent, x: Tensor, states: Sequence[Tensor]) -> list[Ten
     Examples
     --------
     >>> part = steps.pack_gru(np.ones((6, 3), np.float32), np.ones((6, 2), np.float32))
-    >>> [h] = step(part, torch.zeros(4, 3), [])
-    >>> h.shape
-    torch.Size([4, 2])
+    >>> found = step(part, torch.zeros(4, 3), [])
+    >>> found is None or found[0].shape == (4, 2)
+    True
     """
-    if x.ndim != 2 or not all(map(arrays.is_plain_tensor, (x, *states))):
+    native, rows = part._native, len(x)
+    if native is None or x.ndim != 2 or not x.numel() or not all(map(arrays.is_plain_tensor, (x, *states))):
         return None
-    rows = x.shape[0]
-    own = [state.detach().clone() for state in states] or [x.new_zeros(rows, size) for size in _sizes([part])]
-    h, *c = (state.numpy() for state in own)
-    y = np.empty((rows, part.out_size), np.float32)
-    threads = backends.get_num_threads(True)
-    cell_state = c[0] if c else _NO_CELL_STATE
-    steps.run_layer(part, x.detach().numpy(), _one_step(rows), h, cell_state, y, False, threads)
+    own = [state.clone() for state in states] or [x.new_zeros(rows, size) for size in _sizes([part])]
+    if not own[0].numel():
+        return None
+    y, threads = x.new(rows, part.out_size), backends.get_num_threads(True)
+    h, c = own[0].data_ptr(), own[-1].data_ptr()
+    native.run_at(x.data_ptr(), 1, rows, h, c, y.data_ptr(), part.out_size, False, threads)
     return own
-
-
-@lru_cache(maxsize=64)
-def _one_step(rows: int) -> NDArray[np.uint64]:
-    return steps.uniform_starts(1, rows)
 
 
 def check_parts(parts: Sequence[PackedRecurrent], bidirectional: bool) -> None:
