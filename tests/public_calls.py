@@ -487,7 +487,7 @@ NONE_IS_LEGAL = {
     "quantize_": ("calibration", "max_error", "include", "exclude"),
     "smooth_": ("include", "exclude"),
     "equalize_": ("include", "exclude"),
-    "simplify": ("include", "exclude"),
+    "simplify": ("score", "include", "exclude"),
     "pack": ("format",),
     "profile": ("sparsity",),
     "quantize_dynamic": ("qconfig_spec", "example_inputs"),

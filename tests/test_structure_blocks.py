@@ -171,3 +171,50 @@ def test_files_with_other_blocks_do_not_fit_and_change_nothing(tmp_path):
         with pytest.raises(artifact.ArtifactError, match=message):
             artifact.load(tmp_path / "file", other)
         assert repr(other) == before and "_pycompress_removed" not in other.__dict__
+
+
+def test_without_a_score_all_that_goes_together_is_measured():
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.lstm = nn.Embedding(7, 4), nn.LSTM(4, 6, batch_first=True)
+            self.up, self.attend = nn.Linear(6, 8), nn.MultiheadAttention(8, 4, batch_first=True)
+            self.hidden, self.fc = nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.up(self.lstm(self.table(x))[0])
+            return self.fc(self.hidden(self.attend(x, x, x)[0]).relu())
+
+    model, x = Parts().double().eval(), torch.randint(0, 7, (16, 5))
+    columns = torch.tensor([0, 3])  # what nothing depends on, though its weights are large
+    for weight, size in (
+        (model.lstm.weight_ih_l0, 1), (model.lstm.weight_hh_l0, 1), (model.up.weight, 1),
+        (model.attend.out_proj.weight, 2), (model.fc.weight, 1),
+    ):  # fmt: skip
+        gone = (columns[:, None] * size + torch.arange(size)).reshape(-1)
+        weight.data[:, gone] = 0
+    for weight in (model.table.weight.data.T, model.lstm.weight_ih_l0.data.view(4, 6, 4).transpose(0, 1),
+                   model.hidden.weight.data):  # fmt: skip
+        weight[columns] *= 20
+    data = x, model(x).detach()
+    before = copy.deepcopy(model.state_dict())
+    small = simplify(
+        model, x, {"table": 0.5, "lstm": 1 / 3, "attend": 0.5, "hidden": 1 / 3}, None, data=data, loss=F.mse_loss,
+        progress=False,
+    )  # fmt: skip
+    assert (small.table.embedding_dim, small.lstm.hidden_size, small.attend.num_heads, small.hidden.out_features) == (
+        2, 4, 2, 4,
+    )  # fmt: skip
+    torch.testing.assert_close(small(x), model(x))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(TypeError, match="data must be given with blocks or with score=None"):
+        simplify(model, x, 0.5, None)
+
+
+def test_measuring_ranks_as_the_score_of_single_outputs_does():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    data = data_for(model, 64, 4)
+    by_set = simplify(model, data[0], 0.5, None, data=data, loss=F.mse_loss, progress=False)
+    by_output = simplify(model, data[0], 0.5, pc.scores.ablation(data, F.mse_loss, progress=False))
+    for one, other in zip(by_set.parameters(), by_output.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..changes import take_out_
-from ..data import Data, Tree, batches, forward, length
+from ..data import Data, Tree, forward
 from ..progress import track
-from ..scores.running import Loss, mean_loss, undisturbed
+from ..scores.running import Loss, undisturbed
 from ..selection import weight_or_self
+from .importance import mean_over
 from .operations import LOSERS
-
-_BATCH = 256
 
 
 def without_blocks(
@@ -81,7 +80,7 @@ def without_blocks(
                 losses = {}
                 for name, block in left.items():
                     with _skipped(model, [*gone.values(), block]):
-                        losses[name] = _mean(model, data, loss)
+                        losses[name] = mean_over(model, data, loss)
                     done.advance()
                 least = min(losses, key=losses.__getitem__)
                 gone[least] = left[least]
@@ -175,15 +174,6 @@ def _skipped(model: nn.Module, blocks: list[nn.Module]) -> Iterator[None]:
             parent._modules[name] = module
 
 
-def _mean(model: nn.Module, data: Data, loss: Loss) -> float:
-    total, items = 0.0, 0
-    for inputs, targets in batches(data, _BATCH):
-        rows = length(targets)
-        total += mean_loss(loss, forward(model, inputs, "data inputs"), targets).item() * rows
-        items += rows
-    return total / items
-
-
 def _take_out_(model: nn.Module, gone: dict[str, nn.Module], example_inputs: Tree, expected: Any) -> None:
     """Take blocks out, and see that the model computes what it does when they are skipped."""
     trial = copy.deepcopy(model)
@@ -223,22 +213,22 @@ def _close(a: Any, b: Any) -> bool:
     return True
 
 
-def check_options(blocks: object, data: object, loss: object) -> None:
+def check_options(blocks: object, score: object, data: object, loss: object) -> None:
     """Refuse a number of blocks that is none, and data or a loss that nothing would use.
 
     Examples
     --------
-    >>> check_options(0, None, None)
+    >>> check_options(0, len, None, None)
     """
     numbers = blocks if isinstance(blocks, Mapping) else {"*": blocks}
     for pattern, count in numbers.items():
         if not isinstance(pattern, str) or isinstance(count, bool) or not isinstance(count, int):
             raise TypeError(f"blocks must be a number of blocks, or numbers by name pattern, got {blocks!r:.99}")
-    asked = any(numbers.values())
+    asked = any(numbers.values()) or score is None
     if min(numbers.values(), default=-1) < (1 if isinstance(blocks, Mapping) else 0):
         raise ValueError(f"blocks must be at least 0, and at least 1 by name pattern, got {blocks!r:.99}")
     for name, value in (("data", data), ("loss", loss)):
         if asked and value is None:
-            raise TypeError(f"{name} must be given with blocks, to measure what they are for, got None")
+            raise TypeError(f"{name} must be given with blocks or with score=None, for what is measured, got None")
         if not asked and value is not None:
-            raise ValueError(f"{name} must come with blocks, which nothing else is measured for")
+            raise ValueError(f"{name} must come with blocks or with score=None: nothing else is measured")

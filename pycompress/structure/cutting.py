@@ -42,19 +42,26 @@ def cut_(model: nn.Module, coupling: Coupling, lost: Tensor) -> None:
         if not any(_kept(units, lost) is not None for units in every):
             continue
         module = model.get_submodule(name)
-        given, taken = coupling.outputs.get(name), coupling.inputs.get(name)
-        if name in coupling.parts:
-            parts, groups = coupling.parts[name], _groups(module, taken, lost)
-        else:
-            parts, groups = _parts(module, given, taken, lost)
+        parts, groups = parts_of(name, module, coupling, lost)
         _cut_module_(module, _cuts(parts, lost), groups)
         if not own_tensors(module) and hasattr(module, "num_features"):  # a normalization
             resize_(module, {"num_features": int((~torch.isin(every[0], lost.nonzero()[:, 0])).sum())})
     keep_plain_(model)
 
 
-def _parts(module: nn.Module, given: Tensor | None, taken: Tensor | None, lost: Tensor) -> tuple[list[Part], int]:
-    """Return the parts of a Linear, a convolution, or a module for each channel, and the groups that are left."""
+def parts_of(name: str, module: nn.Module, coupling: Coupling, lost: Tensor) -> tuple[list[Part], int]:
+    """Return which entries of the tensors of a module go with which units, and the groups that are left.
+
+    Examples
+    --------
+    >>> coupling, none = Coupling(), torch.zeros(2, dtype=torch.bool)
+    >>> units = coupling.add_layer("0", 2)
+    >>> [(part.parameter, part.dim) for part in parts_of("0", nn.Linear(1, 2), coupling, none)[0]]
+    [('weight', 0), ('bias', 0)]
+    """
+    given, taken = coupling.outputs.get(name), coupling.inputs.get(name)
+    if name in coupling.parts:
+        return coupling.parts[name], _groups(module, taken, lost)
     names = own_tensors(module)
     if not isinstance(module, LAYERS):  # what it takes is what it gives
         assert taken is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +15,15 @@ from .. import scores
 from ..changes import change_numbers_
 from ..data import Data, Tree, forward
 from ..kernels.arrays import flag
-from ..scores.running import check_arguments, layer_weight
+from ..scores.running import check_arguments
 from ..selection import Pattern, select, weight_or_self
 from .blocks import check_options, without_blocks
 from .call import Labels
 from .cutting import cut_
 from .following import follow
-from .groups import Family, families, mark_modules
-from .labels import Coupling, Stack
+from .groups import families, mark_modules
+from .importance import by_ablation, by_score, lost_units
+from .labels import Stack
 from .operations import LOSERS
 from .sizes import Attribute, changes
 from .tracing import Seen, Trace, losing_layers, run, trace
@@ -32,7 +33,7 @@ def simplify(
     model: nn.Module,
     example_inputs: Tree,
     fraction: float | Mapping[str, float],
-    score: scores.Score = scores.magnitude,
+    score: scores.Score | None = scores.magnitude,
     include: Sequence[Pattern] | None = None,
     exclude: Sequence[Pattern] | None = None,
     *,
@@ -102,17 +103,19 @@ def simplify(
         each output are summed (:func:`pycompress.scores.magnitude`: the L1 norm), or one value for each output
         (:func:`pycompress.scores.ablation`). Higher = keep. Each weight of a recurrent layer, an embedding, attention
         or a transposed convolution comes as a layer of its own (``"lstm.weight_ih_l0"``), and the sums over its
-        weights count; such layers never run, so ablation and wanda refuse them by name.
+        weights count; such layers never run, so scores that watch outputs refuse them by name.
+        None: ``I = L(model without it; data) - L(model; data)`` is measured for all that goes together, which takes one
+        pass over the data for each set of outputs.
     include, exclude : list of name patterns or module types, optional
         Which layers lose outputs: ``["features.*", nn.Conv2d]``.
     blocks : int, or dict of name pattern to int
         How many blocks to take out; of those with such names (``{"encoder.layers.*": 2}``).
     data : pair, Dataset or batches, optional
-        What the blocks are measured on; given with ``blocks``, and only then.
+        What is measured on; given with ``blocks`` or without a score, and only then.
     loss : function, optional
-        ``loss(outputs, targets)``: scalar tensor, the mean over the items. Given with ``blocks``.
+        ``loss(outputs, targets)``: scalar tensor, the mean over the items. Given with ``data``.
     progress : bool
-        Whether the progress of measuring blocks is shown on stderr.
+        Whether the progress of measuring is shown on stderr.
 
     Returns
     -------
@@ -145,14 +148,15 @@ def simplify(
     Linear(in_features=8, out_features=3, bias=True)
     """
     selected = select(model, include, exclude, LOSERS)
-    if not callable(score):
-        raise TypeError(f"score must be a function of (model, layers), got {type(score).__name__}")
+    if score is not None and not callable(score):
+        raise TypeError(f"score must be a function of (model, layers) or None, got {type(score).__name__}")
     _check_fraction(fraction)
-    check_options(blocks, data, loss)
+    check_options(blocks, score, data, loss)
     flag(progress, "progress")
-    if blocks:
+    if data is not None:
         check_arguments(data, loss)
-    result = _smaller(model, example_inputs, fraction, score, selected, include is not None, bool(blocks))
+    measure = data, loss, progress
+    result = _smaller(model, example_inputs, fraction, score, selected, include is not None, bool(blocks), measure)
     if blocks:
         kept = {id(weight_or_self(module)) for module in selected.values()}
         chosen = [
@@ -167,10 +171,11 @@ def _smaller(
     model: nn.Module,
     example_inputs: Tree,
     fraction: float | Mapping[str, float],
-    score: scores.Score,
+    score: scores.Score | None,
     selected: dict[str, nn.Module],
     includes: bool,
     blocks: bool,
+    measure: tuple[Any, Any, bool],
 ) -> nn.Module:
     """Return a copy of a model with fewer outputs in its layers."""
     if blocks and not isinstance(fraction, Mapping) and fraction == 0:  # the graph is not needed
@@ -182,7 +187,8 @@ def _smaller(
     mark_modules(model, traced, coupling)
     ends = {coupling.owner(key) for key in coupling.outputs} - set(candidates)
     explicit = isinstance(fraction, Mapping), includes
-    lost = _lost(model, coupling, score, lambda: families(model, coupling, fractions, ends, *explicit))
+    rate = by_ablation(model, coupling, *measure) if score is None else by_score(model, coupling, score)
+    lost = lost_units(coupling, lambda: families(model, coupling, fractions, ends, *explicit), rate)
     result = copy.deepcopy(model)
     cut_(result, coupling, lost)
     changed = changes(coupling.uses, lost)
@@ -221,82 +227,6 @@ def _fractions(
     if unknown or not fraction:
         raise ValueError(f"fraction must name layers among {', '.join(layers)}, got {', '.join(unknown) or 'none'}")
     return {name: float(fraction[name]) for name in layers if name in fraction}
-
-
-def _lost(model: nn.Module, coupling: Coupling, score: scores.Score, find: Callable[[], list[Family]]) -> Tensor:
-    """Return whether each unit is removed: [units] bool.
-
-    Where the layers of one module would lose different numbers, their units go together instead, those at the same
-    positions; then the families are others.
-    """
-    values: Tensor | None = None
-    while True:
-        found = find()
-        values = _importance(model, coupling, found, score) if values is None else values
-        lost = torch.zeros(coupling.count, dtype=torch.bool)
-        for family in found:
-            sums = torch.stack([values[members].sum() for members in family.sets])
-            removed = min(round(family.fraction * len(family.sets)), len(family.sets) - 1)
-            for index in sums.argsort(stable=True)[:removed].tolist():
-                lost[family.sets[index]] = True
-        uneven = [rows for rows in coupling.even.values() if len({int(lost[row].sum()) for row in rows}) > 1]
-        if not uneven:
-            return lost
-        for rows in uneven:
-            coupling.pairs += [torch.stack([rows[0], row]) for row in rows[1:]]
-
-
-def _importance(model: nn.Module, coupling: Coupling, found: list[Family], score: scores.Score) -> Tensor:
-    """Return the score of each unit, [units] float64; 0 for those that stay anyway."""
-    keys = [key for key, units in coupling.outputs.items() for _ in range(units.numel())]
-    scored = dict.fromkeys(keys[unit] for family in found for members in family.sets for unit in members.tolist())
-    every = torch.zeros(coupling.count, dtype=torch.float64)
-    places: dict[str, tuple[nn.Module, int, Tensor]] = {}
-    for key in scored:
-        name = coupling.owner(key)
-        own = [part for part in coupling.parts.get(name, ()) if part.key == key]
-        if not own:
-            places[name] = model.get_submodule(name), 0, coupling.outputs[key]
-        for part in own:
-            weight = _Weight(model.get_submodule(name).get_parameter(part.parameter))
-            places[f"{name}.{part.parameter}"] = weight, part.dim, part.units
-    for name, sums in _values(model, places, score).items():
-        every.index_add_(0, places[name][2], sums)
-    return every
-
-
-class _Weight(nn.Module):
-    """One weight of a module with several, for scores that know layers by their ``weight``."""
-
-    def __init__(self, weight: nn.Parameter) -> None:
-        super().__init__()
-        self.weight = weight
-
-
-def _values(
-    model: nn.Module, places: dict[str, tuple[nn.Module, int, Tensor]], score: scores.Score
-) -> dict[str, Tensor]:
-    """Return the score of each position along a dimension of some weights."""
-    layers = {name: module for name, (module, _, _) in places.items()}
-    given: Any = score(model, dict(layers))
-    if not isinstance(given, Mapping):
-        raise TypeError(f"score must return a dict of tensors, got {type(given).__name__}")
-    sums: dict[str, Tensor] = {}
-    problems = []
-    for name, (module, dim, _) in places.items():
-        values, shape = given.get(name), tuple(layer_weight(module).shape)
-        if not isinstance(values, Tensor):
-            problems.append(f"{type(values).__name__} for {name}")
-        elif tuple(values.shape) not in (shape, shape[dim : dim + 1]):
-            problems.append(f"shape {tuple(values.shape)} for {name}, which has a weight of {shape}")
-        elif not bool(torch.isfinite(values).all()):
-            problems.append(f"NaN or infinity for {name}")
-        else:
-            found = values.detach().to("cpu", torch.float64)
-            sums[name] = found if found.ndim == 1 else found.transpose(0, dim).reshape(shape[dim], -1).sum(1)
-    if problems:
-        raise ValueError(f"score must return finite tensors, [out] or like the weight, got {'; '.join(problems)}")
-    return sums
 
 
 def _check_sizes(
