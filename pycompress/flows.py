@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,7 @@ def observed(
     givers: Iterable[nn.Module],
     takers: Iterable[nn.Module],
     runs: Iterable[Callable[[], Any]],
-    passing: Collection[Any] = (),
+    passes: Callable[[Any, nn.Module], bool] | None = None,
     look: Callable[[nn.Module, Tensor], None] | None = None,
 ) -> Flow:
     """Run a model and see who takes the outputs of some of its modules.
@@ -62,8 +62,9 @@ def observed(
         nn.MultiheadAttention what is its query, key and value at once.
     runs : iterable of callables
         Each runs the model, and returns what the model does. Outputs are kept until the run ends.
-    passing : operations of torch, such as ``torch.ops.aten.relu``
-        The result of one of them counts as the output that it was given.
+    passes : callable (operation, giver), optional
+        Whether the result (the first one) of an operation of torch, such as ``torch.ops.aten.relu``, counts as the
+        output of the giver that it was given.
     look : callable (giver, output), optional
         Called with each output.
 
@@ -78,7 +79,7 @@ def observed(
     >>> flow.groups() == {model[0]: [model[1]]}
     True
     """
-    watch = _Watch(set(givers), set(takers), passing, look)
+    watch = _Watch(set(givers), set(takers), passes, look)
     handles = []
     for module in dict.fromkeys((*watch.givers, *watch.takers)):
         # First of all: the hook of a mask reads the module's own weight.
@@ -103,11 +104,11 @@ class _Watch(TorchDispatchMode):
         self,
         givers: set[nn.Module],
         takers: set[nn.Module],
-        passing: Collection[Any],
+        passes: Callable[[Any, nn.Module], bool] | None,
         look: Callable[[nn.Module, Tensor], None] | None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.givers, self.takers, self.passing, self.look = givers, takers, passing, look
+        self.givers, self.takers, self.passes, self.look = givers, takers, passes, look
         self.made: dict[int, tuple[nn.Module, Tensor]] = {}  # holding the tensors, so that no other one gets their ids
         self.inside: list[tuple[nn.Module, Tensor | None]] = []  # the modules that run, with what they took
         self.looking = False
@@ -147,10 +148,11 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.looking:
             return func(*args, **kwargs)
-        if getattr(func, "overloadpacket", None) in self.passing and not self.inside and id(args[0]) in self.made:
-            giver = self.made[id(args[0])][0]
+        giver = self.made[id(args[0])][0] if args and not self.inside and id(args[0]) in self.made else None
+        if self.passes is not None and giver is not None and self.passes(getattr(func, "overloadpacket", None), giver):
             result = func(*args, **kwargs)
-            self.made[id(result)] = giver, result
+            first = result[0] if isinstance(result, tuple) else result
+            self.made[id(first)] = giver, first
             return result
         self.note((args, kwargs))
         return func(*args, **kwargs)

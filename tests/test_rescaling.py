@@ -396,7 +396,7 @@ class Holder:
 
 
 @pytest.mark.parametrize(
-    "mode", ["gelu", "norm", "sum", "view", "returned", "in an object", "another input", "bias read", "mixed"]
+    "mode", ["gelu", "sum", "view", "returned", "in an object", "another input", "bias read", "mixed"]
 )
 def test_no_pair(mode):
     model = Ways(mode)
@@ -407,6 +407,104 @@ def test_no_pair(mode):
         pc.equalize_(model, torch.randn(4, 4))
     assert same(model, before)
     assert [p.source for p in pc.equalize_(Ways("plain"), torch.randn(4, 4)).places] == ["a"]
+
+
+class Normed(nn.Module):
+    """Convolutions with normalizations and poolings between them, a depthwise one, and rows with a normalization."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.one = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
+        self.b, self.two = nn.Conv2d(8, 8, 3, groups=8, padding=1), nn.BatchNorm2d(8)
+        self.c, self.d, self.e = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 4, 1)
+        self.pool, self.f, self.three, self.g = nn.MaxPool2d(2), nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.b(self.pool(torch.relu(self.one(self.a(x)))))
+        x = self.c(F.avg_pool2d(self.two(x), 2, padding=1))
+        x = self.d(F.max_pool2d(F.leaky_relu(x), 2, stride=1))
+        x = self.e(F.adaptive_avg_pool2d(x, (2, 2)))
+        return self.g(self.three(self.f(x.amax((2, 3)))).relu())
+
+
+def folded(model, layer, norm):
+    w = model.get_submodule(layer).weight.detach().double()
+    if norm is not None:
+        bn = model.get_submodule(norm)
+        f = bn.weight.detach().double() / (bn.running_var.double() + bn.eps).sqrt()
+        w = w * f.reshape(-1, *(1,) * (w.ndim - 1))
+    found = copy.deepcopy(model.get_submodule(layer))
+    found.weight.data = w.float()
+    return found
+
+
+def test_normalizations_count_with_their_layers_and_poolings_are_passed():
+    torch.manual_seed(0)
+    model, x = uneven(Normed()), torch.randn(5, 3, 18, 18)
+    for norm in (model.one, model.two, model.three):
+        nn.init.uniform_(norm.weight, -3, 3)
+        nn.init.normal_(norm.bias)
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.1, 9)
+    model.train()
+    before, old = state(model), copy.deepcopy(model)
+    summary = pc.equalize_(model, x)
+    assert all(torch.equal(value, before[key]) for key, value in model.named_buffers())
+    pairs = [(place.source, *place.layers) for place in summary.places]
+    assert pairs == [("a", "b"), ("b", "c"), ("c", "d"), ("d", "e"), ("f", "g")]
+    assert torch.equal(model.a.weight, old.a.weight), "its normalization changes"
+    norms = {"a": "one", "b": "two", "f": "three"}
+    for first, second in pairs:
+        r1 = by_channel(folded(model, first, norms.get(first)), "out")
+        r2 = by_channel(folded(model, second, norms.get(second)), "in")
+        np.testing.assert_allclose(r1, r2, rtol=5e-3)
+    for mode in (True, False):  # in training the statistics of a batch take the place of the recorded ones
+        one, two = copy.deepcopy(model).train(mode), copy.deepcopy(old).train(mode)
+        expected = two(x).detach()
+        torch.testing.assert_close(one(x), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_one_pair_with_a_normalization_is_the_formula():
+    torch.manual_seed(0)
+    model = uneven(nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3))).eval()
+    nn.init.uniform_(model[1].weight, 0.1, 3)
+    nn.init.uniform_(model[1].running_var, 0.1, 9)
+    old = copy.deepcopy(model)
+    place = pc.equalize_(model, torch.randn(4, 5)).places[0]
+    f = old[1].weight.detach() / (old[1].running_var + old[1].eps).sqrt()
+    r1, r2 = (f[:, None] * old[0].weight.detach()).abs().amax(1), old[3].weight.detach().abs().amax(0)
+    s = ((r1 * r2).sqrt() / r2).double()
+    torch.testing.assert_close(place.factors, s, rtol=1e-5, atol=0)
+    torch.testing.assert_close(model[1].weight, old[1].weight / s.float())
+    torch.testing.assert_close(model[1].bias, old[1].bias / s.float())
+    torch.testing.assert_close(model[3].weight, old[3].weight * s.float())
+    assert torch.equal(model[0].weight, old[0].weight) and torch.equal(model[0].bias, old[0].bias)
+
+
+@pytest.mark.parametrize("mode", ["no scale", "no statistics", "other channels", "rows pooled", "hook", "shared"])
+def test_normalizations_that_are_no_part_of_a_layer(mode):
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), torch.randn(3, 4)
+    if mode == "no scale":
+        model[1] = nn.BatchNorm1d(4, affine=False)
+    elif mode == "no statistics":
+        model[1] = nn.BatchNorm1d(4, track_running_stats=False)
+    elif mode == "other channels":
+        x = torch.randn(3, 4, 4)
+    elif mode == "rows pooled":
+        model[1] = nn.MaxPool2d(1)
+        x = torch.randn(3, 4, 4)
+    elif mode == "hook":
+        model[1].register_forward_hook(lambda *_: None)
+    else:
+        model = nn.Sequential(model[0], model[1], nn.Linear(4, 4), model[1])
+    before = state(model)
+    with pytest.raises(ValueError, match="model must have two Linear or two convolution"):
+        pc.equalize_(model, x)
+    assert same(model, before)
+    broken = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    broken[1].running_var[2] = torch.nan
+    with pytest.raises(ValueError, match="'1': 1 NaN"):
+        pc.equalize_(broken, torch.randn(3, 4))
 
 
 def test_a_tied_bias_keeps_its_layer_out():
