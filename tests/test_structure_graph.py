@@ -210,16 +210,6 @@ class Stretched(nn.Module):
         return self.last(self.a(x) * self.b(x).mean(1, keepdim=True))
 
 
-class TiedBranches(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.last = nn.Conv2d(2, 8, 1), nn.Conv2d(2, 8, 1), nn.Conv2d(8, 2, 1)
-        self.b.weight = self.a.weight
-
-    def forward(self, x):
-        return self.last(self.a(x) + self.b(x))
-
-
 class WrongSizes(nn.Module):
     """Computes a size of its channels that is only right for all of them."""
 
@@ -297,7 +287,6 @@ REFUSED = {
     "reads the channels": (lambda: OneCall(Shrunk()), ["mul in operation (Shrunk) computes with the number"]),
     "attention": (Attention, ["q (Linear)", "k (Linear)", "v (Linear)", "einsum"]),
     "stretched": (Stretched, ["b (Linear)", "mul stretches its channels"]),
-    "tied": (TiedBranches, ["a (Conv2d) and b (Conv2d)", "a and b share a parameter"]),
     "norm without tensors": (
         lambda: nn.Sequential(nn.Conv2d(2, 8, 1), nn.GroupNorm(4, 8, affine=False), nn.Conv2d(8, 2, 1)),
         ["1 (GroupNorm) has no tensors"],

@@ -36,6 +36,7 @@ def cut_(model: nn.Module, coupling: Coupling, lost: Tensor) -> None:
       (1): Linear(in_features=1, out_features=3, bias=True)
     )
     """
+    made: dict[nn.Parameter, nn.Parameter] = {}  # of weights that modules share
     for parameter in model.parameters():
         parameter.grad = None
     for name, every in coupling.units().items():
@@ -43,7 +44,7 @@ def cut_(model: nn.Module, coupling: Coupling, lost: Tensor) -> None:
             continue
         module = model.get_submodule(name)
         parts, groups = parts_of(name, module, coupling, lost)
-        _cut_module_(module, _cuts(parts, lost), groups)
+        _cut_module_(module, _cuts(parts, lost), groups, made)
         if not own_tensors(module) and hasattr(module, "num_features"):  # a normalization
             resize_(module, {"num_features": int((~torch.isin(every[0], lost.nonzero()[:, 0])).sum())})
     keep_plain_(model)
@@ -104,7 +105,7 @@ def _cuts(parts: list[Part], lost: Tensor) -> _Cuts:
     return cuts
 
 
-def _cut_module_(module: nn.Module, cuts: _Cuts, groups: int) -> None:
+def _cut_module_(module: nn.Module, cuts: _Cuts, groups: int, made: dict[nn.Parameter, nn.Parameter]) -> None:
     """Keep some entries of the tensors of a module and of its children; its sizes follow."""
     own: _Cuts = {}
     children: dict[str, _Cuts] = {}
@@ -112,7 +113,7 @@ def _cut_module_(module: nn.Module, cuts: _Cuts, groups: int) -> None:
         child, _, last = name.rpartition(".")
         (children.setdefault(child, {}) if child else own)[last] = indices
     for child, below in children.items():
-        _cut_module_(module.get_submodule(child), below, 1)
+        _cut_module_(module.get_submodule(child), below, 1, made)
     shapes = {}
     for name, tensor in own_tensors(module).items():
         shape = list(tensor.shape)
@@ -121,30 +122,37 @@ def _cut_module_(module: nn.Module, cuts: _Cuts, groups: int) -> None:
         shapes[name] = tuple(shape)
     sizes = smaller(module, shapes, groups)
     assert sizes is not None, (module, shapes)
-    _cut_tensors_(module, own)
+    _cut_tensors_(module, own, made)
     resize_(module, sizes)
 
 
-def _cut_tensors_(module: nn.Module, cuts: _Cuts) -> None:
+def _cut_tensors_(module: nn.Module, cuts: _Cuts, made: dict[nn.Parameter, nn.Parameter]) -> None:
     def cut(tensor: Tensor, indices: list[tuple[int, Tensor]]) -> Tensor:
         for dim, kept in indices:
             if dim < tensor.ndim:
                 tensor = tensor.index_select(dim, kept.to(tensor.device))
         return tensor
 
-    attached = {name: mask for name in module._parameters if (mask := masks.mask_of(module, name)) is not None}
+    attached = {
+        (owner, name): mask
+        for owner in module.modules()
+        for name in owner._parameters
+        if (mask := masks.mask_of(owner, name)) is not None
+    }
     masks.finalize_(module)
     for name, parameter in module._parameters.items():
         if parameter is not None and name in cuts:
-            new = cut(parameter.detach(), cuts[name]).clone()
-            module._parameters[name] = nn.Parameter(new, parameter.requires_grad)
+            if parameter not in made:
+                new = cut(parameter.detach(), cuts[name]).clone()
+                made[parameter] = nn.Parameter(new, parameter.requires_grad)
+            module._parameters[name] = made[parameter]
     for name, buffer in module._buffers.items():
         if buffer is not None and name in cuts:
             module._buffers[name] = cut(buffer, cuts[name])
-    for name, mask in attached.items():
-        masks.attach_(module, name, cut(mask, cuts.get(name, [])))
-    grid = grids.grid_of(module)
-    if grid is not None and "weight" in cuts:
-        rows = [(dim, kept) for dim, kept in cuts["weight"] if dim == 0]
-        grid = dataclasses.replace(grid, scale=cut(grid.scale, rows), zero_point=cut(grid.zero_point, rows))
-        grids.set_grid(module, grid)
+    for (owner, name), mask in attached.items():
+        masks.attach_(owner, name, cut(mask, cuts.get(name, []) if owner is module else []))
+    for name, indices in cuts.items():
+        grid, rows = grids.grid_of(module, name), [(dim, kept) for dim, kept in indices if dim == 0]
+        if grid is not None:
+            grid = dataclasses.replace(grid, scale=cut(grid.scale, rows), zero_point=cut(grid.zero_point, rows))
+            grids.set_grid(module, grid, name)

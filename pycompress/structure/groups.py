@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .labels import Coupling, Kind
+from .cutting import parts_of
+from .labels import Coupling, Kind, unlabelled
 from .tracing import Trace
 
 _KNOWN_TENSORS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
@@ -35,6 +36,8 @@ class Family:
 def mark_modules(model: nn.Module, traced: Trace, coupling: Coupling) -> None:
     """Mark the units of modules that cannot lose channels: whose tensors are unknown, not finite or used elsewhere.
 
+    The units of weights that modules share are coupled.
+
     Examples
     --------
     >>> from .following import follow
@@ -45,14 +48,11 @@ def mark_modules(model: nn.Module, traced: Trace, coupling: Coupling) -> None:
     >>> coupling, _ = follow(traced)
     >>> mark_modules(model, traced, coupling)
     >>> coupling.marks[-1].reason
-    '0 and 1 share a parameter'
+    'the weight that 0 and 1 share joins its channels with some that stay'
     """
     used = [node for node in traced.graph.find_nodes(op="get_attr") if node.users]
     direct = {str(node.target).rpartition(".")[0] for node in used}
-    owners: dict[int, list[str]] = {}
-    for prefix, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(prefix)
+    _couple_shared(model, coupling)
     for name, every in coupling.units().items():
         module = model.get_submodule(name)
         label = f"{name} ({type(module).__name__})"
@@ -61,11 +61,43 @@ def mark_modules(model: nn.Module, traced: Trace, coupling: Coupling) -> None:
         problems = [f"{label} {problem}" for problem in _problems(module, known)]
         if name in direct:
             problems.append(f"{label} has parameters that are used without calling it")
-        shared = [owners[id(parameter)] for parameter in module.parameters()]
-        problems += [f"{' and '.join(names)} share a parameter" for names in shared if len(names) > 1]
         for problem in dict.fromkeys(problems):
             for units in every:
                 coupling.mark("unknown", units, problem)
+
+
+def _couple_shared(model: nn.Module, coupling: Coupling) -> None:
+    """Let the units along each dimension of a weight that modules share go together."""
+    owners: dict[nn.Parameter, list[tuple[str, str]]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(parameter, []).append((path, name))
+    none = torch.zeros(coupling.count, dtype=torch.bool)
+    for parameter, places in owners.items():
+        if len(places) == 1:
+            continue
+        found = [_units_along(model, coupling, path, name, none) for path, name in places]
+        shown = " and ".join(path for path, _ in places)
+        for units in found[1:]:
+            for dim in range(parameter.ndim):
+                size = parameter.shape[dim]
+                one, other = (own.get(dim, unlabelled(1)).expand(size) for own in (found[0], units))
+                if one.numel() == other.numel() == size:
+                    coupling.couple(one, other, f"the weight that {shown} share")
+
+
+def _units_along(model: nn.Module, coupling: Coupling, path: str, name: str, none: Tensor) -> dict[int, Tensor]:
+    """Return the units along the dimensions of a parameter."""
+    known = coupling.units()
+    holder, _, child = path.rpartition(".")
+    if path in known:
+        parts = parts_of(path, model.get_submodule(path), coupling, none)[0]
+    elif holder in known:  # the output projection of attention
+        parts, name = parts_of(holder, model.get_submodule(holder), coupling, none)[0], f"{child}.{name}"
+    else:
+        return {}
+    return {part.dim: part.units for part in parts if part.parameter == name}
 
 
 def _problems(module: nn.Module, known: set[str]) -> list[str]:

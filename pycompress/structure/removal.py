@@ -70,7 +70,8 @@ def simplify(
     ``fraction`` and ``n`` then count such sets (of the same layers: sets that hold outputs of other layers are counted
     apart): those that a residual connection adds, that a gate multiplies; the inputs and outputs of a depthwise
     convolution; the channels at the same position of each group of a grouped one, or of each part that chunk makes; the
-    channels of a group of a GroupNorm, whose other groups so keep their statistics; all calls of one module.
+    channels of a group of a GroupNorm, whose other groups so keep their statistics; all calls of one module; what is at
+    one position of a weight that modules share, which they share in the result too.
 
     These stay: outputs that the model gives out; those that are added to what keeps its size (an input of the model, a
     parameter, a state made of zeros: an LSTM without a first state has one of the right size); those that meet an
