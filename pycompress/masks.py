@@ -33,7 +33,7 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _is_exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.6 cannot say
 
 
-def attach_(module: nn.Module, name: str, mask: Tensor) -> None:
+def attach_(module: nn.Module, name: str, mask: Tensor, reader: nn.Module | None = None) -> None:
     """Prune a parameter: its weights outside the mask are zero from now on, whatever trains the module.
 
     A mask that the parameter has already is replaced. Modules that share the parameter share the mask, once it was
@@ -47,6 +47,9 @@ def attach_(module: nn.Module, name: str, mask: Tensor) -> None:
         Name of the parameter in the module.
     mask : [shape of the parameter] bool
         True = kept.
+    reader : Module, optional
+        The module around it that reads the parameter without calling the module, as attention does with its output
+        projection: the guard before each forward stands there too.
 
     Raises
     ------
@@ -74,6 +77,10 @@ def attach_(module: nn.Module, name: str, mask: Tensor) -> None:
         guard = _Guard(name)
         module.register_forward_pre_hook(guard, prepend=True)
         module.register_load_state_dict_post_hook(guard)  # type: ignore[no-untyped-call]
+    if reader is not None:
+        inner = next(key for key, child in reader._modules.items() if child is module)
+        if not any(isinstance(hook, _Guard) and hook.inner == inner for hook in reader._forward_pre_hooks.values()):
+            reader.register_forward_pre_hook(_Guard(name, inner), prepend=True)
     module._buffers[_PREFIX + name] = kept
     for owner, owned in _watch(module, name, parameter).owners.items():
         if owner._parameters.get(owned) is parameter:
@@ -174,6 +181,9 @@ def finalize_(model: nn.Module) -> nn.Module:
     for module in model.modules():
         for name in _masked_names(module):
             _detach(module, name)
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, _Guard) and hook.inner:
+                del module._forward_pre_hooks[key]
     return model
 
 
@@ -191,7 +201,8 @@ def _detach(module: nn.Module, name: str) -> None:
     delattr(module, _PREFIX + name)
     hook_tables: tuple[dict[int, Any], ...] = (module._forward_pre_hooks, module._load_state_dict_post_hooks)
     for hooks in hook_tables:
-        for key in [key for key, hook in hooks.items() if isinstance(hook, _Guard) and hook.name == name]:
+        own = [key for key, hook in hooks.items() if isinstance(hook, _Guard) and (hook.name, hook.inner) == (name, "")]
+        for key in own:
             del hooks[key]
 
 
@@ -209,26 +220,28 @@ def _parameter(module: nn.Module, name: str) -> nn.Parameter:
 
 
 class _Guard:
-    """The hook of a masked parameter, before a forward and after a load; knows the name only, so copies are right."""
+    """The hook of a masked parameter, before a forward and after a load; knows names only, so copies are right."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, inner: str = "") -> None:
         self.name = name
+        self.inner = inner  # of the module inside that holds the parameter; "": the hooked module itself
 
     def __call__(self, module: nn.Module, _arguments: Any) -> None:
         if _is_exporting():  # the exported program holds the weights as they are: zeroed already
             return
-        parameter = module._parameters[self.name]
+        holder = cast(nn.Module, module._modules[self.inner]) if self.inner else module
+        parameter = holder._parameters[self.name]
         if isinstance(parameter, nn.Parameter):
             if not torch.compiler.is_compiling():
-                _watch(module, self.name, parameter)
-            _zero(parameter, module._buffers[_PREFIX + self.name])
+                _watch(holder, self.name, parameter)
+            _zero(parameter, holder._buffers.get(_PREFIX + self.name))
         elif parameter is not None:
-            _mask_lent(module, self.name, parameter)
+            _mask_lent(holder, self.name, parameter, module)
 
 
-def _mask_lent(module: nn.Module, name: str, lent: Tensor) -> None:
-    """Mask a tensor that `torch.func.functional_call` lends to the module, for one forward, differentiably."""
-    kept = module._buffers[_PREFIX + name]
+def _mask_lent(module: nn.Module, name: str, lent: Tensor, reader: nn.Module) -> None:
+    """Mask a tensor that `torch.func.functional_call` lends, for one forward of who reads it, differentiably."""
+    kept = module._buffers.get(_PREFIX + name)
     if kept is None:
         return
 
@@ -237,7 +250,7 @@ def _mask_lent(module: nn.Module, name: str, lent: Tensor) -> None:
         handle.remove()
 
     module._parameters[name] = cast(nn.Parameter, lent.masked_fill(kept == 0, 0))
-    handle = module.register_forward_hook(give_back, always_call=True)
+    handle = reader.register_forward_hook(give_back, always_call=True)
 
 
 def _zero(tensor: Tensor, kept: Tensor | None) -> None:

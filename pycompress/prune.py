@@ -191,13 +191,17 @@ def prune_(
 
 def _apply_(model: nn.Module, weights: dict[str, nn.Parameter], pruned: dict[str, Tensor]) -> PruneSummary:
     rows = []
+    # Attention never calls its output projection.
+    readers: dict[nn.Module, nn.Module] = {
+        m.out_proj: m for m in model.modules() if isinstance(m, nn.MultiheadAttention)
+    }
     for name, weight in weights.items():
         zeros = _count(pruned[name])
         rows.append(LayerPruning(name, tuple(weight.shape), zeros, weight.numel()))
         if zeros:
             kept = ~pruned[name]
             for module, attribute in owners(model, weight):
-                masks.attach_(module, attribute, kept)
+                masks.attach_(module, attribute, kept, readers.get(module))
     empty = [row.name for row in rows if row.zeros == row.total > 0]
     if empty:
         warnings.warn(

@@ -164,6 +164,28 @@ def test_functional_call_is_masked_too():
     torch.testing.assert_close(found, expected(x)[0])
 
 
+@pytest.mark.parametrize("duplicate", [lambda m: m, copy.deepcopy])
+def test_the_output_projection_of_attention_is_guarded_though_it_is_never_called(duplicate):
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(6, 2)
+    x, hooks = torch.randn(4, 3, 6), len(model._forward_pre_hooks)
+    pc.prune_(model, sparsity=0.5)
+    pc.prune_(model, sparsity=0.6)
+    model = duplicate(model)
+    where = model.out_proj.weight == 0
+    with torch.no_grad():
+        model.out_proj.weight += 1.0  # by hand: zeroed by the next forward
+    values = {name: p.detach() + 0.1 for name, p in model.named_parameters()}
+    lent, _ = torch.func.functional_call(model, values, (x, x, x))
+    dense = pc.finalize_(copy.deepcopy(model))
+    dense.load_state_dict({name: v * masks.masked(model).get(name, 1) for name, v in values.items()})
+    torch.testing.assert_close(lent, dense(x, x, x)[0])
+    model(x, x, x)
+    assert bool((model.out_proj.weight[where] == 0).all()) and bool(where.any())
+    pc.finalize_(model)
+    assert len(model._forward_pre_hooks) == hooks and not model.out_proj._forward_pre_hooks
+
+
 @pytest.mark.parametrize("make_layer", [lambda: nn.LSTM(32, 24, 2), lambda: nn.GRU(32, 24, bidirectional=True)])
 def test_a_pruned_recurrent_layer_runs_on_int8_and_keeps_its_zeros(make_layer, tmp_path):
     torch.manual_seed(0)
