@@ -17,7 +17,7 @@ from .embeddings import EMBEDDINGS
 from .embeddings import candidates as tables
 from .encoders import PARTS, is_fused, is_plain, leave_fused_path_, restore_, take_ordinary_path_
 from .explaining import has_weights
-from .formats import Int8
+from .formats import Format, Int4, Int8
 from .images import faster
 from .layers import LayerDecision, PackedLayer, PackedLinear, set_decision
 from .linears import (
@@ -40,7 +40,8 @@ from .timing import Clock
 
 _ASKED = "asked for by quantize_dynamic"
 _NO_KERNEL = "it has no int8 kernel with scales found at run time"
-_TYPES = {torch.qint8: DYNAMIC, torch.quint8: EMBEDDINGS}
+_TYPES = {torch.qint8: DYNAMIC, torch.quint8: EMBEDDINGS, torch.quint4x2: (nn.EmbeddingBag,)}
+_FORMATS: dict[torch.dtype, Format] = {torch.qint8: Int8(), torch.quint8: Int8(), torch.quint4x2: Int4()}
 
 
 def quantize_dynamic(
@@ -71,12 +72,13 @@ def quantize_dynamic(
         Types and names of modules. None: every nn.Linear (and Conv1D of transformers), nn.LSTM, nn.GRU, nn.LSTMCell,
         nn.GRUCell and nn.RNNCell. A set: those, and what is inside them; but an nn.Embedding, nn.EmbeddingBag or
         nn.MultiheadAttention only where its own type or name is asked for. A dict: as the set of its keys, but None as
-        value leaves a module out, and a QConfig of torch must be one of 8-bit weights; a name counts more than a type,
-        an inner module more than an outer one, and a ``qconfig`` attribute that a module has more than all of them.
-        Modules of a type without a kernel (nn.RNN, say) stay as they are.
+        value leaves a module out, and a QConfig of torch must be one of 8-bit weights, or of 4-bit ones for embeddings;
+        a name counts more than a type, an inner module more than an outer one, and a ``qconfig`` attribute that a
+        module has more than all of them. Modules of a type without a kernel (nn.RNN, say) stay as they are.
     dtype : torch.dtype
-        torch.qint8; or torch.quint8 for nn.Embedding and nn.EmbeddingBag, where qconfig_spec is None or a set. The
-        integers are signed all the same.
+        torch.qint8; or, where qconfig_spec is None or a set, torch.quint8 for nn.Embedding and nn.EmbeddingBag, and
+        torch.quint4x2 for these (by default nn.EmbeddingBag alone) with 4-bit rows. The integers are signed all the
+        same, and 4-bit ones have a scale for each 32 columns.
     mapping : None
         torch's own table of replacements has no meaning here.
     inplace : bool
@@ -98,8 +100,8 @@ def quantize_dynamic(
         When an argument has another type or value, a name is not in the model, no such layer is matched, one asked for
         by its name cannot be packed, or example_inputs do not fit. All are named, and the model is not changed.
     NotImplementedError
-        When nothing but layers without a kernel, or one by its name, is asked for, dtype is torch.float16 or
-        torch.quint4x2, or mapping is given.
+        When nothing but layers without a kernel, or one by its name, is asked for, weights of torch.float16
+        are, or mapping is given.
 
     Examples
     --------
@@ -118,7 +120,7 @@ def quantize_dynamic(
         raise TypeError(f"inplace must be a bool, got {type(inplace).__name__}")
     if inplace and (is_dynamic(model) or isinstance(model, ON_REQUEST)):
         raise ValueError("inplace must be False for a model that is itself the layer to replace")
-    wanted, lacking = _wanted(model, spec)
+    wanted, dtypes, lacking = _wanted(model, spec)
     find_dynamic(model, wanted)  # refuses before a large model is copied
     twin = masks.finalize_(copy.deepcopy(model)).eval()
     found = find_dynamic(twin, wanted)
@@ -145,7 +147,7 @@ def quantize_dynamic(
     records, shared = grid_records(found.values()), Shared()
     for name, layer in layers.items():
         if name not in kept:
-            made[name], note = _int8(layer, records, shared)
+            made[name], note = _packed(layer, _FORMATS[dtypes[name]], records, shared)
             told[name] = replace(told[name], reason=joined(told[name].reason, note))
     if example_inputs is not None:
         made, told = _measured(twin, {name: layers[name] for name in made}, made, told, example_inputs, _clock)
@@ -165,13 +167,13 @@ def quantize_dynamic(
     return result.eval().requires_grad_(False)
 
 
-def _int8(layer: nn.Module, records: Mapping[int, Any], shared: Shared) -> tuple[PackedLayer, str]:
+def _packed(layer: nn.Module, format: Format, records: Mapping[int, Any], shared: Shared) -> tuple[PackedLayer, str]:
     if isinstance(layer, (*RECURRENT, nn.MultiheadAttention)):
         return int8_layer(layer), ""
     if isinstance(layer, EMBEDDINGS):
-        [table], note = tables(layer, Int8(), records.get(id(layer.weight)), shared)
+        [table], note = tables(layer, format, records.get(id(layer.weight)), shared)
         return table, note
-    [weight], note = candidates(layer, Int8(), records, shared, static=False)
+    [weight], note = candidates(layer, format, records, shared, static=False)
     return PackedLinear(weight).eval(), note
 
 
@@ -242,8 +244,8 @@ def _measured(
     return chosen, found
 
 
-def _spec(qconfig_spec: Any, dtype: object) -> dict[Any, bool]:
-    """Types and names, and whether each is to be replaced."""
+def _spec(qconfig_spec: Any, dtype: object) -> dict[Any, torch.dtype | None]:
+    """Types and names, and the type of weights that each is to have; None: it is left out."""
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be torch.qint8, got {dtype!r}")
     if qconfig_spec is not None and not isinstance(qconfig_spec, (set, frozenset, dict)):
@@ -252,56 +254,58 @@ def _spec(qconfig_spec: Any, dtype: object) -> dict[Any, bool]:
         if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
             raise TypeError(f"qconfig_spec must hold module types and names, got {key!r}")
     if isinstance(qconfig_spec, dict):  # what its values say counts, not dtype
-        for key, value in qconfig_spec.items():
-            _check_qconfig(key, value)
-        return {key: value is not None for key, value in qconfig_spec.items()}
-    if dtype in (torch.float16, torch.quint4x2):
-        raise NotImplementedError(f"dtype must be torch.qint8 or torch.quint8, that there are kernels for, got {dtype}")
+        return {key: _weights_of(key, value) for key, value in qconfig_spec.items()}
+    if dtype == torch.float16:
+        raise NotImplementedError(f"dtype must be torch.qint8, torch.quint8 or torch.quint4x2, got {dtype}")
     if dtype not in _TYPES:
-        raise ValueError(f"dtype must be torch.qint8 or torch.quint8, got {dtype}")
-    types = _TYPES[dtype]
-    other = [key for key in qconfig_spec or () if isinstance(key, type) and not issubclass(key, EMBEDDINGS)]
-    if dtype == torch.quint8 and other:
-        raise NotImplementedError(f"dtype must be torch.qint8 for {sorted(key.__name__ for key in other)}, got {dtype}")
-    return dict.fromkeys(types if qconfig_spec is None else qconfig_spec, True)
+        raise ValueError(f"dtype must be torch.qint8, torch.quint8 or torch.quint4x2, got {dtype}")
+    return dict.fromkeys(_TYPES[dtype] if qconfig_spec is None else qconfig_spec, dtype)
 
 
-def _check_qconfig(key: Any, value: Any) -> None:
-    weight = getattr(value, "weight", None)
+def _weights_of(key: Any, qconfig: Any) -> torch.dtype | None:
+    """The type of weights that a QConfig of torch asks for; None where there is none."""
+    weight = getattr(qconfig, "weight", None)
     found = getattr(weight(), "dtype", None) if callable(weight) else None
-    allowed = (torch.qint8, torch.quint8)
-    if found is not None and found not in allowed:
-        raise NotImplementedError(f"qconfig_spec must ask for weights of {allowed}, got {found} for {key!r}")
+    if found is not None and found not in _FORMATS:
+        raise NotImplementedError(f"qconfig_spec must ask for weights of {list(_FORMATS)}, got {found} for {key!r}")
+    return None if qconfig is None else found or torch.qint8
 
 
-def _wanted(model: nn.Module, spec: Mapping[Any, bool]) -> tuple[dict[str, bool], dict[str, str]]:
-    """First names of the modules that spec asks for, and whether it does so by their own name; types without a kernel.
+def _wanted(
+    model: nn.Module, spec: Mapping[Any, torch.dtype | None]
+) -> tuple[dict[str, bool], dict[str, torch.dtype], dict[str, str]]:
+    """First names of the modules that spec asks for, and whether it does so by their own name.
+
+    Beside them the type of weights that each is to have, and the types of those without a kernel.
 
     Raises
     ------
     ValueError, NotImplementedError
-        When a name is not in the model, or is that of a layer without a kernel. All are named.
+        When a name is not in the model, is that of a layer without a kernel, or of one that has no such weights. All
+        are named.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     if unknown := [key for key in spec if isinstance(key, str) and key not in modules]:
         raise ValueError(f"qconfig_spec must name modules of the model, got {unknown}")
-    asked: dict[str, bool] = {}
+    asked: dict[str, torch.dtype | None] = {}
+    types: dict[nn.Module, torch.dtype] = {}
     wanted: dict[nn.Module, bool] = {}
     lacking: dict[nn.Module, str] = {}
     for name, module in modules.items():  # parents come before what is inside them
-        outer = bool(name) and asked[name.rpartition(".")[0]]
+        outer = asked[name.rpartition(".")[0]] if name else None
         kinds = (*type(module).__mro__, *((nn.Linear,) if is_conv1d(module) else ()))
         by_type = next((cls for cls in kinds if cls in spec), None)
         own = name in spec or "qconfig" in module.__dict__
         asked[name] = spec[name] if name in spec else outer if by_type is None else spec[by_type]
         if "qconfig" in module.__dict__:
-            _check_qconfig(name, module.__dict__["qconfig"])
-            asked[name] = module.__dict__["qconfig"] is not None
+            asked[name] = _weights_of(name, module.__dict__["qconfig"])
         direct = own or by_type is not None
-        if not asked[name] or (isinstance(module, ON_REQUEST) and not direct):
+        dtype = asked[name]
+        if dtype is None or (isinstance(module, ON_REQUEST) and not direct):
             continue
         if is_dynamic(module) or isinstance(module, ON_REQUEST):
             wanted[module] = wanted.get(module, False) or name in spec
+            types[module] = dtype
         elif has_weights(module) and not list(module.children()):
             lacking.setdefault(module, "")
             if name in spec:
@@ -309,5 +313,13 @@ def _wanted(model: nn.Module, spec: Mapping[Any, bool]) -> tuple[dict[str, bool]
     names = {module: name for name, module in model.named_modules()}
     if named := {names[module]: type(module).__name__ for module, how in lacking.items() if how}:
         raise NotImplementedError(f"qconfig_spec must name layers that there are kernels for, got {listed(named)}")
+    wrong = [m for m, dtype in types.items() if dtype != torch.qint8 and not isinstance(m, EMBEDDINGS)]
+    if wrong:
+        found = listed({names[m]: str(types[m]) for m in wrong})
+        raise NotImplementedError(f"dtype must be torch.qint8 for other layers than embeddings, got {found}")
     by_order = {name: wanted[module] for module, name in names.items() if module in wanted}
-    return by_order, {names[module]: type(module).__name__ for module in lacking}
+    return (
+        by_order,
+        {names[module]: dtype for module, dtype in types.items()},
+        {names[module]: type(module).__name__ for module in lacking},
+    )

@@ -1,4 +1,4 @@
-"""Embeddings whose rows are int8 integers, and how an embedding of a model becomes one."""
+"""Embeddings whose rows are 8-bit or 4-bit integers, and how an embedding of a model becomes one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import grids
-from .formats import Format, Int8
+from .formats import Format, Int4, Int8
 from .grids import GridRecord
 from .kernels import arrays
 from .layers import LayerDecision, PackedLayer, arrays_like
 from .linears import Shared, joined
-from .rows import PackedRows, pack_rows
+from .rows import PackedRows, has_rows, pack_rows
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 """The layers that this module packs."""
@@ -60,12 +60,12 @@ class _PackedEmbedding(PackedLayer):
 
     def canonical_tensors(self) -> dict[str, Tensor]:
         """What ``state_dict`` holds of this layer, by name."""
-        return {"weight": self.packed.weight.clone(), "scale": self.packed.scale.clone()}
+        return {"weight": torch.tensor(self.packed.canonical_weight()), "scale": self.packed.scale.clone()}
 
     def repacked(self, tensors: dict[str, Any]) -> PackedRows:
         """Make a table of tensors that stand for the canonical ones."""
         found = arrays_like(self.canonical_tensors(), tensors)
-        return pack_rows(found["weight"], found["scale"])
+        return pack_rows(found["weight"], found["scale"], self.packed.format)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows inside the brackets."""
@@ -80,11 +80,10 @@ class _PackedEmbedding(PackedLayer):
 
     def _rows(self, input: Tensor) -> Tensor:
         """Return the rows [..., columns] float32 of checked indices."""
-        weight, scale = self.packed.weight, self.packed.scale
         if torch.compiler.is_compiling():
-            return F.embedding(input, weight) * F.embedding(input, scale[:, None])
+            return self.packed.gather(input)
         try:
-            return F.embedding(input, weight) * F.embedding(input, scale[:, None])
+            return self.packed.gather(input)
         except IndexError as error:
             span = f"{int(input.min())} to {int(input.max())}"
             message = f"input must be indices from 0 to {self.num_embeddings - 1}, got {span}"
@@ -92,10 +91,11 @@ class _PackedEmbedding(PackedLayer):
 
 
 class PackedEmbedding(_PackedEmbedding):
-    """A table of int8 rows: ``y = weight[input] * scale[input]``, for inference only; called as nn.Embedding is.
+    """A table of integer rows: ``y = weight[input] * scale[input]``, for inference only; called as nn.Embedding is.
 
     Has no parameters and no buffers; the outputs have the dtype that the weight had, also after ``.half()``.
-    ``state_dict``, pickles and copies hold ``weight`` [rows, columns] int8 and ``scale`` [rows] float32.
+    ``state_dict``, pickles and copies hold ``weight`` [rows, columns] int8 and ``scale`` [rows] float32; with
+    Int4 [rows, groups] float16.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class PackedEmbedding(_PackedEmbedding):
 
 
 class PackedEmbeddingBag(_PackedEmbedding):
-    """Sums, means or maxima of bags of int8 rows, for inference only; called as nn.EmbeddingBag is.
+    """Sums, means or maxima of bags of integer rows, for inference only; called as nn.EmbeddingBag is.
 
     The rows ``weight[i] * scale[i]`` are reduced in float32. Else it is like :class:`PackedEmbedding`.
 
@@ -286,7 +286,8 @@ def candidates(
     layer : nn.Embedding or nn.EmbeddingBag
         Without an :func:`obstacle`.
     format : Int8, Int4, Sparse or None
-        None: packed only where the weight lies on a recorded Int8 grid (that of a linear layer which shares it).
+        None: packed only where the weight lies on a recorded Int8 grid (that of a linear layer which shares it). Int4:
+        without zero points, with float16 scales.
     record : GridRecord or None
         The grid of the weight.
     shared : dict
@@ -305,10 +306,14 @@ def candidates(
         note = "the weight was changed since it was quantized, so that its Int8 grid no longer holds"
     if format is None and on_grid is None:
         return [], joined("an embedding is packed with Int8() alone", note)
-    if format is not None and not isinstance(format, Int8):
+    if isinstance(format, Int4) and not has_rows(format):
+        return [], f"{format} has no kernel for embeddings"
+    if format is not None and not isinstance(format, (Int8, Int4)):
         return [], f"{type(format).__name__} has no kernel for embeddings"
-    key = (PackedRows, id(layer.weight))
-    if key not in shared:
+    key = (PackedRows, id(layer.weight), format if isinstance(format, Int4) else None)
+    if key not in shared and isinstance(format, Int4):
+        shared[key] = pack_rows(weight, format=format)
+    elif key not in shared:
         scale = None if record is None or on_grid is None else record.scale.expand(len(weight))
         shared[key] = pack_rows(weight if on_grid is None else on_grid, scale)
     return [packed_like(layer, shared[key])], note

@@ -22,7 +22,7 @@ from pycompress.attention import PackedMultiheadAttention
 from pycompress.dynamic import quantize_dynamic
 from pycompress.encoders import is_fused
 from pycompress.explaining import explain
-from pycompress.formats import Int8
+from pycompress.formats import Int4, Int8
 from pycompress.layers import PackedLayer, PackedLinear, decisions
 
 
@@ -121,10 +121,15 @@ def recurrent():
         (set(), {}, ValueError, "must match a layer"),
         ([nn.Linear], {}, TypeError, "qconfig_spec must be None, a set or a dict, got list"),
         ({1}, {}, TypeError, "must hold module types and names, got 1"),
-        (None, {"dtype": torch.float16}, NotImplementedError, "dtype must be torch.qint8 or .* got torch.float16"),
-        ({nn.Linear}, {"dtype": torch.quint4x2}, NotImplementedError, "dtype must be .* got torch.quint4x2"),
-        ({nn.Linear}, {"dtype": torch.quint8}, NotImplementedError, r"dtype must be torch.qint8 for \['Linear'\]"),
-        (None, {"dtype": torch.int32}, ValueError, "dtype must be torch.qint8 or torch.quint8, got torch.int32"),
+        (None, {"dtype": torch.float16}, NotImplementedError, "dtype must be torch.qint8, .* got torch.float16"),
+        ({nn.Linear}, {"dtype": torch.quint4x2}, NotImplementedError, "got 'fc': torch.quint4x2"),
+        (
+            {nn.Linear},
+            {"dtype": torch.quint8},
+            NotImplementedError,
+            "dtype must be torch.qint8 for .* got 'fc': torch.quint8",
+        ),
+        (None, {"dtype": torch.int32}, ValueError, "dtype must be torch.qint8, .* got torch.int32"),
         (None, {"dtype": "qint8"}, TypeError, "dtype must be torch.qint8, got 'qint8'"),
         (None, {"mapping": {}}, NotImplementedError, "mapping must be None"),
         (None, {"inplace": 1}, TypeError, "inplace must be a bool"),
@@ -186,9 +191,13 @@ def test_qconfigs_say_what_torchs_do():
     spec = {nn.Linear: q.per_channel_dynamic_qconfig, nn.Embedding: q.float_qparams_weight_only_qconfig, "b": None}
     packed = quantize_dynamic(model, spec, dtype=torch.float16)  # torch looks at the values of a dict alone
     assert {name for name, m in packed.named_modules() if isinstance(m, PackedLayer)} == {"a", "table"}
-    for wrong in (q.float16_dynamic_qconfig, q.float_qparams_weight_only_qconfig_4bit):
-        with pytest.raises(NotImplementedError, match=r"qconfig_spec must ask for weights of .* for 'a'"):
+    with pytest.raises(NotImplementedError, match=r"qconfig_spec must ask for weights of .* torch.float16 for 'a'"):
+        quantize_dynamic(model, {"a": q.float16_dynamic_qconfig})
+    for wrong in (q.float_qparams_weight_only_qconfig, q.float_qparams_weight_only_qconfig_4bit):
+        with pytest.raises(NotImplementedError, match=r"dtype must be torch.qint8 for .* got 'a': torch.quint"):
             quantize_dynamic(model, {"a": wrong})
+    four = quantize_dynamic(model, {nn.Embedding: q.float_qparams_weight_only_qconfig_4bit})
+    assert four["table"].format == Int4() and type(four["a"]) is nn.Linear
     model["a"].qconfig, model["b"].qconfig = None, q.default_dynamic_qconfig
     packed = quantize_dynamic(model, {nn.Linear: q.default_dynamic_qconfig, "b": None})
     assert {name for name, m in packed.named_modules() if isinstance(m, PackedLayer)} == {"b"}
@@ -200,6 +209,10 @@ def test_quint8_is_for_embeddings():
     for spec in (None, {nn.Embedding, nn.EmbeddingBag}):
         packed = quantize_dynamic(model, spec, dtype=torch.quint8)
         assert {name for name, m in packed.named_modules() if isinstance(m, PackedLayer)} == {"table", "bag"}
+    four = quantize_dynamic(model, dtype=torch.quint4x2)
+    assert [name for name, m in four.named_modules() if isinstance(m, PackedLayer)] == ["bag"]
+    four = quantize_dynamic(model, {nn.Embedding, nn.EmbeddingBag}, dtype=torch.quint4x2)
+    assert four["bag"].format == four["table"].format == Int4()
 
 
 # Never slower.

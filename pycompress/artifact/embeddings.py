@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..embeddings import PackedEmbedding, PackedEmbeddingBag
-from ..formats import Int8
-from ..rows import PackedRows, pack_rows
+from ..formats import Int4, Int8
+from ..rows import PackedRows, has_rows, pack_rows
 from . import coding
 from .container import ArtifactError
 from .kinds import EmbeddingRecord
@@ -39,15 +39,20 @@ def check(path: str, layer: LayerRecord, record: EmbeddingRecord, tensors: dict[
     where, prefix = f"packed embedding {path!r:.99}", f"{path}." if path else ""
     packed = layer.packed
     assert packed is not None
-    if not isinstance(packed.format, Int8) or packed.activation or packed.convolution or packed.recurrent:
-        raise ArtifactError(f"{where} must be Int8, without an activation and another kind")
+    format = packed.format
+    known = isinstance(format, Int8) or (isinstance(format, Int4) and has_rows(format))
+    if not known or packed.activation or packed.convolution or packed.recurrent:
+        raise ArtifactError(f"{where} must be Int8 or plain Int4, without an activation and another kind")
     if layer.input_scale is not None or layer.groups != 1:
         raise ArtifactError(f"{where} must not have an input_scale or groups")
     weight, scale = tensors.get(prefix + "weight"), tensors.get(prefix + "scale")
     if weight is None or weight.dtype != "I8" or len(weight.shape) != 2:
         raise ArtifactError(f"{where} must have a weight I8 [rows, columns]")
-    if scale is None or scale.dtype != "F32" or scale.shape != weight.shape[:1]:
-        raise ArtifactError(f"{where} must have a scale F32 {weight.shape[:1]}")
+    expected: tuple[str, tuple[int, ...]] = "F32", weight.shape[:1]
+    if isinstance(format, Int4):
+        expected = "F16", (weight.shape[0], -(-weight.shape[1] // format.group))
+    if scale is None or (scale.dtype, scale.shape) != expected:
+        raise ArtifactError(f"{where} must have a scale {expected[0]} {expected[1]}")
     if any(stored.record is not None and stored.record.grid is not None for stored in (weight, scale)):
         raise ArtifactError(f"{where} must not have a grid: its scale is a tensor of its own")
     if others := [name for name in ("bias", "zero_point", "multiplier") if prefix + name in tensors]:
@@ -73,7 +78,7 @@ def faults(path: str, module: nn.Module, record: EmbeddingRecord, shape: tuple[i
     )
 
 
-def build(path: str, weight: Tensor, scale: Tensor) -> PackedRows:
+def build(path: str, format: Int8 | Int4, weight: Tensor, scale: Tensor) -> PackedRows:
     """Make the table from its tensors.
 
     Raises
@@ -82,7 +87,7 @@ def build(path: str, weight: Tensor, scale: Tensor) -> PackedRows:
         When a tensor has values that no table has.
     """
     try:
-        return pack_rows(weight, scale)
+        return pack_rows(weight, scale, format)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"packed embedding {path!r:.99}: {error!s:.300}") from error
 

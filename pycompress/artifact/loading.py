@@ -158,10 +158,9 @@ def _module(path: str, weight: PackedNumbers, record: PackedRecord) -> PackedLay
 
 
 def _pack(path: str, layer: LayerRecord, tensors: dict[str, Tensor | None]) -> PackedNumbers:
-    weight = cast(Tensor, tensors["weight"])
+    weight, format = cast(Tensor, tensors["weight"]), cast(PackedRecord, layer.packed).format
     if cast(PackedRecord, layer.packed).embedding is not None:
-        return embeddings.build(path, weight, cast(Tensor, tensors["scale"]))
-    format = cast(PackedRecord, layer.packed).format
+        return embeddings.build(path, cast(Any, format), weight, cast(Tensor, tensors["scale"]))
     if weight.dtype == torch.int8 and not isinstance(format, Int4) and bool((weight == -128).any()):
         raise ArtifactError(f"packed layer {path!r:.99} must have integers from -127 to 127, got -128")
     try:
