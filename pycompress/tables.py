@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -114,8 +115,24 @@ def text(parts: Sequence[RenderableType]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
 
 
+def width() -> int:
+    """Return how many columns :func:`show` has: those of the terminal, or 140 where there is none.
+
+    Examples
+    --------
+    >>> width() > 0
+    True
+    """
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
+
+
 def _console(color: bool = True) -> Console:
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 140
-    return Console(width=width, highlight=False, markup=False, emoji=False, color_system="auto" if color else None)
+    return Console(
+        width=None if sys.stdout.isatty() else width(),
+        highlight=False,
+        markup=False,
+        emoji=False,
+        color_system="auto" if color else None,
+    )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import tables
 
 if TYPE_CHECKING:
-    from rich.console import Group, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 
 @dataclass(frozen=True)
@@ -227,19 +228,15 @@ class Profile:
         """Return :meth:`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=2)
 
-    def parts(self) -> list[RenderableType]:
-        """Lay out the tree, for rich."""
+    def __str__(self) -> str:
         from .showing import laid_out
 
-        return laid_out(self)
+        return tables.text(laid_out(self, tables.width()))
 
-    def __str__(self) -> str:
-        return tables.text(self.parts())
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from .showing import laid_out
 
-    def __rich__(self) -> Group:
-        from rich.console import Group
-
-        return Group(*self.parts())
+        yield from laid_out(self, options.max_width)
 
 
 def title(gain: Gain) -> str:

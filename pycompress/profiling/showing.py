@@ -13,42 +13,59 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _LARGE = 0.1  # own part of the time from which on a layer is shown in bold
+_FOLDED = {"kind": 10, "format": 8}  # columns that may take several lines, and their least width
+_DISPENSABLE = ("kind", "format", "GFLOP/s", "calls", "memory", "parameters", "operations")  # the first ones go first
 
 
-def laid_out(profile: Profile) -> list[RenderableType]:
+def laid_out(profile: Profile, width: int) -> list[RenderableType]:
     """Return the tree, and what stands below it.
 
     Columns of numbers count a module with all that is inside it; ``own`` is the part of the time that it spends by
-    itself, and these add up to 100 %.
+    itself, and these add up to 100 %. The last columns say what other formats would save of the time. Where the width
+    is too small for all columns, the less important ones are left out: no number is cut.
     """
-    columns = ["layer", "kind", "format", "parameters", "memory", "operations", "calls", "time", "own", "GFLOP/s"]
-    formats = list(dict.fromkeys(title(gain) for layer in profile.layers for gain in layer.gains))
-    table = new_table(*columns, *formats, right=True)
-    for column in table.columns[1:3]:
-        column.justify = "left"
-    table.padding = (0, 1, 0, 0)
-    for column in (table.columns[0], *table.columns[3:10]):
-        column.no_wrap = True
-    table.columns[1].min_width, table.columns[2].min_width = 16, 8
+    columns: dict[str, list[Text]] = {}
     for guide, layer in _tree(list(profile.layers)):
-        share = profile.share(layer)
-        gains = {title(gain): gain for gain in layer.gains}
-        name = layer.name.rpartition(".")[2] if guide else (layer.name or "(the model)")
-        table.add_row(
-            cell(guide + plain(_short(layer, name))),
-            cell(layer.kind),
-            cell(layer.format),
-            cell(_parameters(layer)),
-            cell(size(layer.total.bytes) if layer.total.bytes else ""),
-            cell("?" if layer.total.operations is None else count(layer.total.operations) or ""),
-            cell(str(layer.calls)),
-            cell(time(layer.total.microseconds) if layer.calls else ""),
-            cell(f"{100 * share:.0f} %" if layer.calls else ""),
-            cell("" if layer.gflops is None else f"{layer.gflops:.3g}"),
-            *(_saving(gains.get(name)) for name in formats),
-            style="bold" if share >= _LARGE else "",
-        )
+        for name, text in _row(profile, guide, layer).items():
+            columns.setdefault(name, []).append(text)
+    for name in _DISPENSABLE:
+        if sum(_width(title, cells) for title, cells in columns.items()) > width:
+            del columns[name]
+    table = new_table(*columns, right=True)
+    table.padding = (0, 1, 0, 0)
+    for column, name in zip(table.columns, columns, strict=True):
+        if name in _FOLDED:
+            column.justify, column.min_width = "left", _FOLDED[name]
+        else:
+            column.no_wrap = True
+    for layer, cells in zip(profile.layers, zip(*columns.values(), strict=True), strict=True):
+        table.add_row(*cells, style="bold" if profile.share(layer) >= _LARGE else "")
     return [table, *_below(profile)]
+
+
+def _row(profile: Profile, guide: str, layer: LayerProfile) -> dict[str, Text]:
+    formats = dict.fromkeys(title(gain) for each in profile.layers for gain in each.gains)
+    gains = {title(gain): gain for gain in layer.gains}
+    name = layer.name.rpartition(".")[2] if guide else (layer.name or "(the model)")
+    texts = {
+        "layer": guide + plain(name),
+        "kind": layer.kind,
+        "format": layer.format,
+        "parameters": _parameters(layer),
+        "memory": size(layer.total.bytes) if layer.total.bytes else "",
+        "operations": "?" if layer.total.operations is None else count(layer.total.operations),
+        "calls": str(layer.calls),
+        "time": time(layer.total.microseconds) if layer.calls else "",
+        "own": f"{100 * profile.share(layer):.0f} %" if layer.calls else "",
+        "GFLOP/s": "" if layer.gflops is None else f"{layer.gflops:.3g}",
+    }
+    found = {name: cell(text) for name, text in texts.items()}
+    return found | {name: _saving(gains.get(name)) for name in formats}
+
+
+def _width(title: str, cells: list[Text]) -> int:
+    """What a column needs, with the space beside it."""
+    return 2 + _FOLDED.get(title, max(len(title), *(text.cell_len for text in cells)))
 
 
 def _below(profile: Profile) -> list[str]:
@@ -89,10 +106,6 @@ def _tree(layers: list[LayerProfile]) -> list[tuple[str, LayerProfile]]:
     return found
 
 
-def _short(layer: LayerProfile, name: str) -> str:
-    return f"{name} (not called)" if layer.own.parameters and not layer.calls else name
-
-
 def _parameters(layer: LayerProfile) -> str:
     amount = layer.total
     if not amount.parameters:
@@ -103,7 +116,7 @@ def _parameters(layer: LayerProfile) -> str:
 def _saving(gain: Gain | None) -> Text:
     if gain is None:
         return cell("")
-    found = cell(f"{gain.speedup:.2f}x, -{time(gain.saved_us)}" if gain.low > 1 else "no faster")
+    found = cell(f"-{time(gain.saved_us)}" if gain.low > 1 else "no faster")
     if gain.low > 1:
         found.stylize("green")
     return found
