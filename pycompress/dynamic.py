@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -40,6 +41,10 @@ from .timing import Clock
 
 _ASKED = "asked for by quantize_dynamic"
 _NO_KERNEL = "it has no int8 kernel with scales found at run time"
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+)
 _TYPES = {torch.qint8: DYNAMIC, torch.quint8: EMBEDDINGS, torch.quint4x2: (nn.EmbeddingBag,)}
 _FORMATS: dict[torch.dtype, Format] = {torch.qint8: Int8(), torch.quint8: Int8(), torch.quint4x2: Int4()}
 
@@ -91,7 +96,8 @@ def quantize_dynamic(
     -------
     nn.Module
         In eval mode; parameters that are left do not require grad, and pruning masks are applied and dropped. Linear
-        layers that must keep their weight (those of dense nn.MultiheadAttention, say) stay dense. An
+        layers that must keep their weight (those of dense nn.MultiheadAttention, say) stay dense. Forward hooks go over
+        to the packed layers. An
         nn.TransformerEncoderLayer with packed parts takes its ordinary path, not its fused one.
 
     Raises
@@ -125,7 +131,7 @@ def quantize_dynamic(
     twin = masks.finalize_(copy.deepcopy(model)).eval()
     found = find_dynamic(twin, wanted)
     layers = {name: layer for name, layer in found.items() if name in wanted}
-    attending = {layer: name for name, layer in layers.items() if _attends(layer) and not obstacle(layer)}
+    attending = {layer: name for name, layer in layers.items() if _attends(layer) and not obstacle(_bare(layer))}
     inside = tuple(f"{name}." if name else "" for name in attending.values())
     layers = {name: layer for name, layer in layers.items() if layer in attending or not name.startswith(inside)}
     kept = {name: reason for name, reason in _obstacles(twin, layers, attending).items() if reason}
@@ -147,7 +153,7 @@ def quantize_dynamic(
     records, shared = grid_records(found.values()), Shared()
     for name, layer in layers.items():
         if name not in kept:
-            made[name], note = _packed(layer, _FORMATS[dtypes[name]], records, shared)
+            made[name], note = _packed(_bare(layer), _FORMATS[dtypes[name]], records, shared)
             told[name] = replace(told[name], reason=joined(told[name].reason, note))
     if example_inputs is not None:
         made, told = _measured(twin, {name: layers[name] for name in made}, made, told, example_inputs, _clock)
@@ -156,6 +162,7 @@ def quantize_dynamic(
     for name, decision in told.items():
         if name in made:
             accept(made[name], decision)
+            _keep_hooks(targets[name], made[name])
         else:
             set_decision(targets[name], decision)
     substitutes: dict[nn.Module, nn.Module] = {targets[name]: packed for name, packed in made.items()}
@@ -177,6 +184,21 @@ def _packed(layer: nn.Module, format: Format, records: Mapping[int, Any], shared
     return PackedLinear(weight).eval(), note
 
 
+def _bare(layer: nn.Module) -> nn.Module:
+    """A layer with the same parameters and without forward hooks, which go over to the packed one."""
+    if not (layer._forward_hooks or layer._forward_pre_hooks):
+        return layer
+    twin = copy.copy(layer)
+    twin.__dict__ |= {name: OrderedDict() for name in _HOOKS}
+    return twin
+
+
+def _keep_hooks(layer: nn.Module, packed: PackedLayer) -> None:
+    """Let a packed layer run the forward hooks of the one that it stands for, as torch's quantized layers do."""
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        packed.__dict__ |= {name: OrderedDict(layer.__dict__[name]) for name in _HOOKS}
+
+
 def _attends(layer: nn.Module | None) -> bool:
     return isinstance(layer, nn.MultiheadAttention)
 
@@ -188,7 +210,7 @@ def _obstacles(model: nn.Module, layers: Mapping[str, nn.Module], attending: Ite
     readers = [m for m in readers if not is_plain(m) and m not in packed and m._modules.get("self_attn") not in packed]
     keepers = {child for reader in readers for child in reader._modules.values() if not _attends(child)}
     return {
-        name: obstacle(layer) or ("its parent reads its weight" if layer in keepers else "")
+        name: obstacle(_bare(layer)) or ("its parent reads its weight" if layer in keepers else "")
         for name, layer in layers.items()
     }
 

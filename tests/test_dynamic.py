@@ -24,6 +24,7 @@ from pycompress.encoders import is_fused
 from pycompress.explaining import explain
 from pycompress.formats import Int4, Int8
 from pycompress.layers import PackedLayer, PackedLinear, decisions
+from pycompress.recurrent import PackedGRU
 
 
 class Encoder(nn.Module):
@@ -213,6 +214,23 @@ def test_quint8_is_for_embeddings():
     assert [name for name, m in four.named_modules() if isinstance(m, PackedLayer)] == ["bag"]
     four = quantize_dynamic(model, {nn.Embedding, nn.EmbeddingBag}, dtype=torch.quint4x2)
     assert four["bag"].format == four["table"].format == Int4()
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_forward_hooks_go_over_to_the_packed_layers(inplace, measured):
+    model, seen = nn.Sequential(nn.Linear(300, 300), nn.GRU(300, 64)), []
+    model[0].register_forward_hook(lambda module, args, output: output + 1)
+    model[0].register_forward_pre_hook(lambda module, args, kwargs: seen.append(type(module)), with_kwargs=True)
+    model[1].register_forward_hook(lambda module, args, output: seen.append(type(module)))
+    x = torch.randn(3, 2, 300, generator=torch.Generator().manual_seed(0))
+    expected = model(x)[0].detach()
+    more = {"example_inputs": x} if measured else {}
+    packed = quantize_dynamic(model, inplace=inplace, **more)
+    seen.clear()
+    got = packed(x)[0]
+    torch.testing.assert_close(got, expected, atol=0.05, rtol=0.05)
+    assert seen == [PackedLinear, PackedGRU] and (inplace or isinstance(model[0], nn.Linear))
 
 
 # Never slower.
