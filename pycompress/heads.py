@@ -50,12 +50,13 @@ class FewerHeads(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend; arguments, their shapes and what is returned are those of nn.MultiheadAttention."""
         batched = query.dim() == 3
+        q, k, v = self._projected(query, key, value)
         if not batched:
-            query, key, value = query[None], key[None], value[None]
+            q, k, v = q[None], k[None], v[None]
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
         elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = (self._heads_of(x) for x in self._projected(query, key, value))
+            q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+        q, k, v = self._heads_of(q), self._heads_of(k), self._heads_of(v)
         if is_causal and attn_mask is None:
             raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
         hint = is_causal and key_padding_mask is None and not need_weights
@@ -75,6 +76,8 @@ class FewerHeads(nn.MultiheadAttention):
         return (y if self.batch_first else y.transpose(0, 1)), weights
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        if query is key and key is value and self.in_proj_weight is not None:
+            return F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         inputs = (query, key, value)
         biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         if self.in_proj_weight is not None:
@@ -84,7 +87,7 @@ class FewerHeads(nn.MultiheadAttention):
         return tuple(F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
 
     def _heads_of(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
 
     def _mask(self, q: Tensor, k: Tensor, attn_mask: Tensor | None, padding: Tensor | None) -> Tensor | None:
         """Return what is added to scores [batch, heads, queries, keys], or None."""

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from architectures import settle_
+from drawn_sequences import DrawnSequence
 from sequences import SEQUENCES
 from test_structure_graph import flat
 from torch import nn
@@ -76,6 +77,23 @@ def test_the_result_equals_the_model_with_zeros_for_what_is_removed(name, fracti
     for output, expected in zip(flat(loaded(*inputs)), outputs, strict=True):
         assert torch.equal(output, expected)
     assert repr(loaded) == repr(small)
+
+
+def test_networks_drawn_at_random(tmp_path):
+    shrunk = 0
+    for seed in range(24):
+        model = settle_(DrawnSequence(seed).double())
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.4)
+        inputs = torch.randint(0, 7, (3, 4)), torch.randn(3, 4, 3, dtype=torch.float64)
+        small = simplify(model, inputs, 0.5, scores.random(seed=seed))
+        expected = zeroed(model, small)(*inputs)
+        torch.testing.assert_close(small(*inputs), expected, rtol=1e-8, atol=1e-8, msg=f"seed {seed}")
+        shrunk += sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in model.parameters())
+        artifact.save(small, tmp_path / "small")
+        loaded = artifact.load(tmp_path / "small", DrawnSequence(seed).double()).eval()
+        assert torch.equal(loaded(*inputs), small(*inputs))
+    assert shrunk > 16
 
 
 @pytest.mark.parametrize("name", ["both ways", "translator", "attending", "torch encoder", "transposed u-net"])

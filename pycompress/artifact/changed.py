@@ -81,7 +81,8 @@ def number_faults(path: str, module: nn.Module, numbers: dict[str, int]) -> list
     >>> number_faults("0", nn.Linear(2, 2), {"heads": 3})
     ['0.heads, 3 in the file and no number in the model']
     """
-    own = not type(module).__module__.startswith("torch.")
+    norm = isinstance(module, nn.GroupNorm | nn.InstanceNorm1d | nn.InstanceNorm2d)  # may have no tensors that tell
+    own = not type(module).__module__.startswith("torch.") or norm
     faults = []
     for name, value in numbers.items():
         built = module.__dict__.get(name) if own else None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import grids, masks
 from ..artifact.places import own_tensors, resize_, smaller
+from ..changes import change_numbers_
 from ..heads import keep_plain_
 from ..selection import LAYERS
 from .labels import Coupling, Part
@@ -37,6 +38,7 @@ def cut_(model: nn.Module, coupling: Coupling, lost: Tensor) -> None:
     )
     """
     made: dict[nn.Parameter, nn.Parameter] = {}  # of weights that modules share
+    gone = lost.nonzero()[:, 0]
     for parameter in model.parameters():
         parameter.grad = None
     for name, every in coupling.units().items():
@@ -45,9 +47,16 @@ def cut_(model: nn.Module, coupling: Coupling, lost: Tensor) -> None:
         module = model.get_submodule(name)
         parts, groups = parts_of(name, module, coupling, lost)
         _cut_module_(module, _cuts(parts, lost), groups, made)
-        if not own_tensors(module) and hasattr(module, "num_features"):  # a normalization
-            resize_(module, {"num_features": int((~torch.isin(every[0], lost.nonzero()[:, 0])).sum())})
+        if not own_tensors(module):
+            change_numbers_(module, _numbers(module, every[0].numel(), int((~torch.isin(every[0], gone)).sum())))
     keep_plain_(model)
+
+
+def _numbers(module: nn.Module, channels: int, left: int) -> dict[str, int]:
+    """Return the sizes of a normalization without tensors, from which a file could tell them."""
+    if isinstance(module, nn.GroupNorm):
+        return {"num_channels": left, "num_groups": left * module.num_groups // channels}
+    return {"num_features": left}
 
 
 def parts_of(name: str, module: nn.Module, coupling: Coupling, lost: Tensor) -> tuple[list[Part], int]:

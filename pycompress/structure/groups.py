@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -106,9 +107,13 @@ def _problems(module: nn.Module, known: set[str]) -> list[str]:
         return [f"has tensors of unknown meaning ({', '.join(sorted(own.keys() - known))})"]
     if any(is_lazy(tensor) or tensor.is_meta for tensor in own.values()):
         return ["has parameters without values"]
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in own.values()):
+    if not all(map(_is_finite, own.values())):
         return ["has parameters that are NaN or infinite"]
     return []
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.numel() or all(bool(torch.isfinite(end)) for end in tensor.detach().aminmax())
 
 
 def families(
@@ -162,7 +167,8 @@ def families(
     differing: dict[str, None] = {}
     staying: dict[str, None] = {}
 
-    def label(names: Collection[str]) -> str:
+    @functools.cache
+    def label(names: tuple[str, ...]) -> str:
         return " and ".join(f"{name} ({type(model.get_submodule(name)).__name__})" for name in names)
 
     for units, reasons in _sets(coupling):
@@ -176,8 +182,8 @@ def families(
         stays = given_out or (not explicit and bool(others or "fixed" in reasons))
         found_reasons = [reason for kind in ("unknown", "fixed", "output") for reason in reasons.get(kind, ())]
         if others:
-            found_reasons.append(f"{label(others)} {'keeps' if len(others) == 1 else 'keep'} all outputs")
-        line = f"{label(layers)}: {', '.join(dict.fromkeys(found_reasons)) or 'no layer behind'}"
+            found_reasons.append(f"{label(tuple(others))} {'keeps' if len(others) == 1 else 'keep'} all outputs")
+        line = f"{label(tuple(layers))}: {', '.join(dict.fromkeys(found_reasons)) or 'no layer behind'}"
         if stays:
             staying[line] = None
         elif named and len({fractions.get(name) for name in layers}) > 1:

@@ -64,7 +64,7 @@ POOLING_CALLS: dict[Any, int] = {
 }  # fmt: skip
 RESHAPING_CALLS: frozenset[Any] = frozenset({
     "flatten", "view", "reshape", "unflatten", "expand", "permute", "transpose", "t", "squeeze", "unsqueeze",
-    "swapaxes", "movedim", "repeat", "repeat_interleave", torch.repeat_interleave,
+    "swapaxes", "movedim", "repeat", "repeat_interleave", torch.repeat_interleave, "flip", torch.flip,
     torch.flatten, torch.reshape, torch.unflatten, torch.permute, torch.transpose, torch.t, torch.squeeze,
     torch.unsqueeze, torch.swapaxes, torch.movedim,
 })  # fmt: skip

@@ -46,8 +46,6 @@ def per_channel(call: Call) -> Labels | str:
     if isinstance(call.module, nn.GroupNorm):  # a group that goes as a whole changes no statistics of the others
         rows = labels.reshape(call.module.num_groups, -1)
         call.coupling.couple(rows[:, :1], rows, call.place)
-        if not call.module.affine:
-            call.coupling.mark("fixed", labels, f"{call.place} has no tensors, from which a file could tell its size")
     call.coupling.enter(str(call.node.target), labels, call.place)
     return call.labels[0]
 

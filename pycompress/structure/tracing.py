@@ -207,9 +207,9 @@ class _Recorder(fx.Interpreter):
         self.changed = changed
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args, kwargs = super().fetch_args_kwargs_from_env(n)
-        renew = functools.partial(now, changed=self.changed)
-        return fx.node.map_aggregate(args, renew), fx.node.map_aggregate(kwargs, renew)
+        given: Any = fx.node.map_aggregate((n.args, n.kwargs), functools.partial(now, changed=self.changed))
+        args, kwargs = given
+        return self.map_nodes_to_values(args, n), self.map_nodes_to_values(kwargs, n)  # type: ignore[return-value]
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
