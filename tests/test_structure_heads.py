@@ -60,6 +60,15 @@ def by_hand(self, q, k, v):
     return ((q @ k.transpose(-1, -2)) * self.scale).softmax(-1) @ v
 
 
+def by_einsum(self, q, k, v):
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, k).mul(self.scale).softmax(-1)
+    return torch.einsum("bhqk, bkhd -> bqhd", weights, v)
+
+
+def in_place(self, x):
+    return x.unflatten(-1, (self.heads, self.size))
+
+
 def by_torch(self, q, k, v):
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -103,6 +112,7 @@ WRITTEN = {
     "unflatten": {"split": with_unflatten, "join": with_width},
     "product": {"split": with_two_sizes, "join": with_product},
     "fused": {"split": with_two_sizes, "join": flat, "fused": True},
+    "einsum": {"split": in_place, "join": lambda self, x: x.flatten(2), "attend": by_einsum},
     "fused reshape": {"split": None, "join": flat, "fused": "reshape", "attend": by_hand},
 }
 

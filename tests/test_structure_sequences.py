@@ -160,6 +160,39 @@ class StartsAtZeros(nn.Module):
         return self.fc(self.rnn(x, torch.zeros(1, x.shape[1], 8))[0])
 
 
+class Zeros(nn.Module):
+    """First states of zeros, of a size that the model holds."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.hidden, self.depth, self.kind = 8, 2, kind
+        self.rnn = nn.GRUCell(5, 8) if kind == "cell" else nn.LSTM(5, 8, 2, batch_first=True)
+        self.fc = nn.Linear(8, 3)
+
+    def start(self, x):
+        return torch.zeros(self.depth, x.size(0), self.hidden, dtype=x.dtype).to(x.device)
+
+    def forward(self, x):
+        if self.kind == "cell":
+            h = x.new_zeros(x.size(0), self.hidden)
+            for t in range(x.size(1)):
+                h = self.rnn(x[:, t], h)
+            return self.fc(h)
+        out, (h, _) = self.rnn(x, (self.start(x), self.start(x)))
+        y = self.fc(h[-1] if self.kind == "state" else out[:, -1, :].view(-1, self.hidden))
+        return y / self.hidden if self.kind == "divides" else y
+
+
+@pytest.mark.parametrize("kind", ["cell", "state", "view"])
+def test_first_states_of_zeros_follow(kind, tmp_path):
+    model, x = Zeros(kind).double().eval(), torch.randn(3, 4, 5, dtype=torch.float64)
+    small = simplify(model, x, 0.5)
+    assert small.hidden == small.rnn.hidden_size == 4 and model.hidden == 8
+    torch.testing.assert_close(small(x), zeroed(model, small)(x))
+    artifact.save(small, tmp_path / "small")
+    assert torch.equal(artifact.load(tmp_path / "small", Zeros(kind).double())(x), small(x))
+
+
 class OwnForward(nn.LSTM):
     def forward(self, x):
         return super().forward(x * self.hidden_size)
@@ -180,6 +213,7 @@ REFUSED = {
     "own forward": (
         lambda: nn.Sequential(nn.Linear(5, 6), OwnForward(6, 8)), ["0 (Linear)", "1 (OwnForward) has a forward of its"]
     ),
+    "divides": (lambda: Zeros("divides"), ["rnn (LSTM)", "truediv works with hidden too"]),
     "decides": (Decides, ["one (Linear)", "decides by their number"]),
 }  # fmt: skip
 

@@ -173,7 +173,7 @@ def families(
 
     for units, reasons in _sets(coupling):
         held = Counter(keys[unit] for unit in units.tolist())
-        layers = dict.fromkeys(map(coupling.owner, held))
+        layers = dict.fromkeys(coupling.layers(held))
         if layers.keys().isdisjoint(fractions):
             continue
         others = [name for name in layers if name not in fractions]
@@ -201,7 +201,7 @@ def families(
         raise ValueError(f"fraction must be the same for layers that lose outputs together, got {'; '.join(differing)}")
     if not found and staying:
         raise ValueError(f"model must have a layer that can lose outputs, got {'; '.join(staying)}")
-    return [Family(fractions[coupling.owner(held[0][0])], sets) for held, sets in found.items()]
+    return [Family(fractions[coupling.layers(key for key, _ in held)[0]], sets) for held, sets in found.items()]
 
 
 def _sets(coupling: Coupling) -> list[tuple[Tensor, dict[Kind, dict[str, None]]]]:

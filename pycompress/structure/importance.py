@@ -79,6 +79,8 @@ def _unit_scores(model: nn.Module, coupling: Coupling, found: list[Family], scor
     every = torch.zeros(coupling.count, dtype=torch.float64)
     places: dict[str, tuple[nn.Module, int, Tensor]] = {}
     for key in scored:
+        if not coupling.layers([key]):
+            continue
         name = coupling.owner(key)
         own = [part for part in coupling.parts.get(name, ()) if part.key == key]
         if not own:

@@ -8,6 +8,7 @@ the model's inputs, say. So an operation that only moves positions can be run on
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -123,7 +124,7 @@ class Coupling:
         The units of the outputs of a layer, whose name is the key. A layer of one output has none, for it cannot lose
         it. A module with several sets of units (an LSTM has one for each layer and direction) has several keys.
     owners : dict of key to module name
-        Where the key is not the name.
+        Where the key is not the name; "" for units that no layer has: of a tensor of zeros whose size follows.
     inputs : dict of module name to [inputs] int64
         For a layer or a normalization or a PReLU: the unit that each of its inputs (channels) comes from, or NONE. For
         several calls the units of the first; those of the others are coupled with them.
@@ -168,15 +169,27 @@ class Coupling:
                 self.owners[name] = owner
         return self.outputs[name]
 
+    def add_free(self, key: str, size: int) -> Tensor:
+        """Return units that belong to no layer, and go with those that they meet."""
+        units = self.add_layer(key, size).expand(size)
+        self.owners[key] = ""
+        return units
+
     def owner(self, key: str) -> str:
-        """Return the name of the module that has some units."""
+        """Return the name of the module that has some units; "" where none has."""
         return self.owners.get(key, key)
+
+    def layers(self, keys: Iterable[str]) -> list[str]:
+        """Return the names of the modules that have some units."""
+        names = ((key, self.owner(key)) for key in keys)
+        return list(dict.fromkeys(name for key, name in names if name or key not in self.owners))
 
     def units(self) -> dict[str, list[Tensor]]:
         """Return the units that each module gives or takes."""
         found: dict[str, list[Tensor]] = {}
         for key, units in self.outputs.items():
-            found.setdefault(self.owner(key), []).append(units)
+            for name in self.layers([key]):
+                found.setdefault(name, []).append(units)
         for name, units in self.inputs.items():
             found.setdefault(name, []).append(units)
         return found

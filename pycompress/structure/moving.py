@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .call import MIXES, SIZES, Call, Labels, one_dimension
-from .labels import NONE, along, narrow, varying
+from .labels import NONE, along, narrow, unlabelled, varying
 from .operations import PRODUCTS
 from .sizes import Size, Use
 
@@ -56,7 +56,7 @@ def _attends(node: fx.Node) -> bool:
     while waiting:
         user = waiting.pop()
         name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
-        if user.target in PRODUCTS or name == "scaled_dot_product_attention":
+        if user.target in PRODUCTS or name in ("scaled_dot_product_attention", "einsum"):
             return True
         if user not in met and name not in ("view", "reshape", "flatten", "unflatten") and user.op != "call_module":
             waiting += user.users
@@ -235,6 +235,50 @@ def reduce(call: Call) -> Labels | str:
         return MIXES
     sizes = [size for dim, size in enumerate(call.labels[0].shape) if keep or dim not in gone]
     return call.labels[0].reshape(sizes)
+
+
+def made(call: Call) -> Labels | str:
+    """Follow a tensor of one value, as a first state: its last size may be an attribute of a module, and follow."""
+    shift = 1 if call.node.op == "call_method" else 0
+    given: Any = call.node.kwargs.get("size", call.node.args[shift:])
+    given = given[0] if given and isinstance(given[0], (list, tuple)) else given
+    result = unlabelled(len(call.shape))
+    if not given or len(given) < len(call.shape) or not isinstance(size := given[len(call.shape) - 1], Size):
+        return result
+    units = call.coupling.add_free(f"{call.node.name}()", int(size))
+    call.coupling.uses.append(Use(call.node, size, units, call.place))
+    return units.reshape([1] * (len(call.shape) - 1) + [-1])
+
+
+def einsum(call: Call) -> Labels | str:
+    """Follow einsum: channels of a letter that is summed over go together, and so do those of one that is kept."""
+    text, *tensors = call.node.args
+    operands: Any = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)) else tensors
+    names, arrow, result = text.replace(" ", "").partition("->") if isinstance(text, str) else ("", "", "")
+    letters = names.split(",")
+    if not arrow or "." in names or len(letters) != len(operands):
+        return MIXES
+    along_letter: dict[str, Tensor] = {}
+    for own, operand in zip(letters, operands, strict=True):
+        labels = call.labels_of(operand)
+        if len(set(own)) < len(own) or len(varying(labels)) > 1:
+            return MIXES
+        for dim in varying(labels):
+            along_letter.setdefault(own[dim], labels.reshape(-1))
+    for own, operand in zip(letters, operands, strict=True):
+        labels = call.labels_of(operand)
+        for dim, letter in enumerate(own):
+            if letter in along_letter:
+                here = labels.reshape(-1) if dim in varying(labels) else unlabelled(1)
+                call.coupling.couple(along_letter[letter], here, call.place)
+    for letter in along_letter:
+        if letter not in result and sum(letter in own for own in letters) < 2:
+            return MIXES
+    kept = [letter for letter in result if letter in along_letter]
+    if len(kept) > 1:
+        return MIXES
+    sizes = [along_letter[letter].numel() if letter in kept else 1 for letter in result]
+    return (along_letter[kept[0]] if kept else unlabelled(1)).reshape(sizes)
 
 
 def stack(call: Call) -> Labels | str:

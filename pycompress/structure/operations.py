@@ -84,6 +84,10 @@ BESIDE: frozenset[Any] = frozenset({
     "index_select", "select", "narrow", "cumsum", torch.index_select, torch.select, torch.narrow, torch.cumsum,
 })  # fmt: skip
 """They take, or go along, positions of the dimension that is their first argument."""
+MADE: frozenset[Any] = frozenset({
+    "new_zeros", "new_ones", "new_full", "new_empty", torch.zeros, torch.ones, torch.full, torch.empty,
+})  # fmt: skip
+"""They make tensors of given sizes, of one value."""
 PRODUCTS: frozenset[Any] = frozenset({"matmul", "bmm", operator.matmul, torch.matmul, torch.bmm})
 
 

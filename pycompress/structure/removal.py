@@ -65,7 +65,7 @@ def simplify(
     size of the example inputs, and no choice that values of tensors make), whatever its nesting: element-wise
     operations of one tensor or of several, concatenation, stack, chunk and split, BatchNorm1d/2d, InstanceNorm1d/2d,
     GroupNorm, PReLU, pooling, padding, interpolation, flatten, view, permute and their like, indexing, means and maxima
-    over other dimensions, a softmax along others, packed sequences, matrix products and
+    over other dimensions, a softmax along others, packed sequences, matrix products, einsum and
     ``scaled_dot_product_attention``. Outputs that meet go together or not at all, with the sum of their scores, and
     ``fraction`` and ``n`` then count such sets (of the same layers: sets that hold outputs of other layers are counted
     apart): those that a residual connection adds, that a gate multiplies; the inputs and outputs of a depthwise
@@ -74,11 +74,11 @@ def simplify(
     one position of a weight that modules share, which they share in the result too.
 
     These stay: outputs that the model gives out; those that are added to what keeps its size (an input of the model, a
-    parameter, a state made of zeros: an LSTM without a first state has one of the right size); those that meet an
-    output of an excluded layer; those whose numbers an argmax gives; what enters a MultiheadAttention or leaves it; and
-    those that a LayerNorm or RMSNorm runs over, for without them the statistics of the others, and so the outputs,
-    would be different: of a transformer, heads and the widths of the feed-forward parts go. It is an error when such
-    outputs were chosen by name (``include`` or a dict of fractions), unless the model gives them out.
+    parameter, a first state whose size is no attribute of a module and does not follow); those that meet an output of
+    an excluded layer; those whose numbers an argmax gives; what enters a MultiheadAttention or leaves it; and those
+    that a LayerNorm or RMSNorm runs over, for without them the statistics of the others, and so the outputs, would be
+    different: of a transformer, heads and the widths of the feed-forward parts go. It is an error when such outputs
+    were chosen by name (``include`` or a dict of fractions), unless the model gives them out.
 
     Then whole blocks are taken out, one after the other the one with the lowest ``I = L(model without it; data) -
     L(model; data)``, measured: the loss when the block gives what it is given. A block is an entry of a Sequential or a
@@ -186,7 +186,7 @@ def _smaller(
     fractions = _fractions(model, candidates, selected, fraction)
     coupling, labels = follow(traced)
     mark_modules(model, traced, coupling)
-    ends = {coupling.owner(key) for key in coupling.outputs} - set(candidates)
+    ends = set(coupling.layers(coupling.outputs)) - set(candidates)
     explicit = isinstance(fraction, Mapping), includes
     rate = by_ablation(model, coupling, *measure) if score is None else by_score(model, coupling, score)
     lost = lost_units(coupling, lambda: families(model, coupling, fractions, ends, *explicit), rate)

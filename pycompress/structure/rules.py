@@ -222,6 +222,8 @@ _CALLS: dict[Any, Rule] = {
     getattr: _attribute,
     nn.functional.normalize: _unit_length,
     torch.stack: moving.stack,
+    torch.einsum: moving.einsum,
+    **dict.fromkeys(operations.MADE, moving.made),
     rnn.pack_padded_sequence: _packed,
     rnn.pad_packed_sequence: _padded,
     nn.functional.scaled_dot_product_attention: attention.scaled_dot_product,
@@ -232,7 +234,9 @@ TAKE_SIZES = (moving.reshape, moving.item, moving.split)
 """Rules of operations whose arguments may be sizes that follow the channels."""
 TAKE_TUPLES = (recurrent.recurrent,)
 """Rules that look at tuples of tensors, and at the states of several layers in one tensor."""
-MAKE_UNITS = (layer, per_channel, transposed, table, recurrent.recurrent, attention.attention, attention.block)
+MAKE_UNITS = (
+    layer, per_channel, transposed, table, recurrent.recurrent, attention.attention, attention.block, moving.made,
+)  # fmt: skip
 """Rules of modules with units of their own, or with sizes of their own: what enters them need not have units."""
 
 
