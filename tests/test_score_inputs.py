@@ -361,3 +361,31 @@ def test_activation_is_the_mean_magnitude_where_an_output_ends():
     assert torch.equal(small[0].weight, plain[0].weight[keep])
     with pytest.raises(ValueError, match=r"data must give finite outputs.*'0': NaN"):
         scores.activation((x * torch.nan, torch.zeros(7)))(model, layers)
+
+
+WEIGHT_SCORES = {"magnitude": scores.magnitude, "l2": scores.l2, "lamp": scores.lamp, "random": scores.random(1)}
+WEIGHT_SCORES |= {name: getattr(scores, name) for name in ("taylor", "snip", "fisher")}
+
+
+@pytest.mark.parametrize("name", [*WEIGHT_SCORES, "wanda"])
+def test_simplify_sums_every_score_of_weights_over_hidden_units(name):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    model, x, y = Net(), torch.randn(9, 5, 6), torch.arange(9) % 3
+    score = scores.wanda((x, y)) if name == "wanda" else WEIGHT_SCORES[name]
+    score = score((x, y), F.cross_entropy) if name in ("taylor", "snip", "fisher") else score
+    found = score(model, select_weights(model, include=["lstm"]))
+    small = pc.simplify(model, x, 0.5, score, include=["lstm"])
+    assert small.lstm.hidden_size == 4 and small(x).shape == (9, 3)
+    # The rows of the four gates of a unit go together, in both weights.
+    sums = sum(value.double().reshape(4, 8, -1).sum((0, 2)) for value in found.values())
+    keep = sums.topk(4).indices.sort().values
+    rows = torch.cat([gate * 8 + keep for gate in range(4)])
+    assert torch.equal(small.lstm.weight_ih_l0, model.lstm.weight_ih_l0[rows])
