@@ -7,7 +7,7 @@ import pytest
 import torch
 from architectures import settle_
 from drawn_sequences import DrawnSequence
-from sequences import SEQUENCES
+from sequences import SEQUENCES, lengths
 from test_structure_graph import flat
 from torch import nn
 
@@ -191,6 +191,30 @@ def test_first_states_of_zeros_follow(kind, tmp_path):
     torch.testing.assert_close(small(x), zeroed(model, small)(x))
     artifact.save(small, tmp_path / "small")
     assert torch.equal(artifact.load(tmp_path / "small", Zeros(kind).double())(x), small(x))
+
+
+class Gathered(nn.Module):
+    """Takes the last step of each sequence by gather, and starts a cell with zeros as wide as a layer's outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.first = nn.LSTM(5, 8, batch_first=True), nn.Linear(8, 6)
+        self.cell, self.fc = nn.LSTMCell(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x, n):
+        out, _ = self.lstm(x)
+        index = (n - 1).view(-1, 1).expand(len(n), out.size(2)).unsqueeze(1)
+        last = out.gather(1, index).squeeze(1)
+        h = torch.tanh(self.first(last))
+        c = torch.zeros(x.size(0), h.size(1)).to(h.dtype) + h.new_zeros(h.shape) + torch.zeros_like(h)
+        return self.fc(self.cell(last, (h, c))[0])
+
+
+def test_sizes_that_count_channels_make_tensors_that_follow():
+    model, inputs = Gathered().double().eval(), lengths()
+    small = simplify(model, inputs, 0.5)
+    assert (small.lstm.hidden_size, small.cell.hidden_size) == (4, 3)
+    torch.testing.assert_close(small(*inputs), zeroed(model, small)(*inputs))
 
 
 class OwnForward(nn.LSTM):

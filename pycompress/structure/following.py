@@ -119,7 +119,8 @@ def _result(
     if rule not in rules.TAKE_SIZES:
         _mark(call, "unknown", counted, f"{call.place} computes with the number of channels")
     labelled = any(bool((labels != NONE).any()) for labels in entering)
-    if labelled or rule in rules.MAKE_UNITS:
+    sized = rule in rules.TAKE_SIZES and any(units.numel() for units in counted)
+    if labelled or sized or rule in rules.MAKE_UNITS:
         result = MIXES if rule is None or has_tuple else rule(call)
         if not isinstance(result, str):
             return result

@@ -26,6 +26,8 @@ def reshape(call: Call) -> Labels | str:
     if len(call.labels) != 1 or 0 in call.shapes[0] or any(isinstance(size, torch.dtype) for size in sizes.values()):
         return MIXES
     result = narrow(_moved(call, "reshape" if call.name == "view" else None))  # labels may not lie as the values do
+    if call.name == "expand" and not varying(result):
+        return _sized(call, result, {dim: _counted(call, size) for dim, size in sizes.items() if _is_new(call, dim)})
     fixed = [
         dim
         for dim in varying(result)
@@ -48,6 +50,42 @@ def reshape(call: Call) -> Labels | str:
         units = result.reshape(-1).expand(call.shape[held[0]])
         call.coupling.uses.append(Use(holder, size, units, call.place))
     return one_dimension(narrow(result))
+
+
+def _is_new(call: Call, dim: int) -> bool:
+    """Whether a dimension of the result is none of the source, or has size 1 there."""
+    source = dim - len(call.shape) + len(call.shapes[0])
+    return source < 0 or call.shapes[0][source] == 1
+
+
+def _counted(call: Call, size: Any) -> Tensor:
+    """Return the units that a size counts."""
+    counted = call.numbers.get(size, []) if isinstance(size, fx.Node) else []
+    return counted[0] if len(counted) == 1 else unlabelled(1)
+
+
+def _sized(call: Call, result: Tensor, counted: dict[int, Tensor]) -> Tensor | str:
+    """Return the labels of a tensor that is alike everywhere: along a size that counts units, it goes with them."""
+    for dim, units in counted.items():
+        if units.numel() == call.shape[dim] > 1:
+            sides = [1] * len(call.shape)
+            sides[dim] = call.shape[dim]
+            result = torch.where(result == NONE, units.reshape(sides), result)
+    return one_dimension(result)
+
+
+def gather(call: Call) -> Labels | str:
+    """Follow gather along another dimension than that of the channels; the numbers are given for each channel."""
+    labels, index = call.labels_of(call.argument(0, "input")), call.labels_of(call.argument(2, "index"))
+    dim, shape = call.argument(1, "dim"), call.seen[call.argument(2, "index")].shape
+    every = {*varying(labels), *varying(index)}
+    if not isinstance(dim, int) or shape is None or len(every) != 1 or dim % labels.ndim in every:
+        return MIXES
+    (channel,) = every
+    if shape[channel] != call.shapes[0][channel]:
+        return MIXES
+    call.coupling.couple(labels, index, call.place)
+    return torch.where(labels == NONE, index, labels)
 
 
 def _attends(node: fx.Node) -> bool:
@@ -241,10 +279,12 @@ def made(call: Call) -> Labels | str:
     """Follow a tensor of one value, as a first state: its last size may be an attribute of a module, and follow."""
     shift = 1 if call.node.op == "call_method" else 0
     given: Any = call.node.kwargs.get("size", call.node.args[shift:])
-    given = given[0] if given and isinstance(given[0], (list, tuple)) else given
     result = unlabelled(len(call.shape))
+    if len(given) == 1 and isinstance(given[0], fx.Node) and isinstance(call.value(given[0]), tuple):
+        return _sized(call, result, dict(enumerate(call.numbers.get(given[0], []))))
+    given = given[0] if given and isinstance(given[0], (list, tuple)) else given
     if not given or len(given) < len(call.shape) or not isinstance(size := given[len(call.shape) - 1], Size):
-        return result
+        return _sized(call, result, {dim: _counted(call, size) for dim, size in enumerate(given[: len(call.shape)])})
     units = call.coupling.add_free(f"{call.node.name}()", int(size))
     call.coupling.uses.append(Use(call.node, size, units, call.place))
     return units.reshape([1] * (len(call.shape) - 1) + [-1])

@@ -54,7 +54,7 @@ ELEMENTWISE_CALLS: frozenset[Any] = frozenset({
     "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "abs", "exp", "log", "sqrt", "rsqrt", "square", "neg",
     "clamp", "clamp_", "erf", "pow", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "maximum", "minimum",
     "expand_as", "contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "to", "cpu", "masked_fill",
-    torch.masked_fill, torch.where,
+    torch.masked_fill, torch.where, torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like,
 })  # fmt: skip
 """Of one tensor, or of several that are broadcast against each other."""
 

@@ -222,6 +222,7 @@ _CALLS: dict[Any, Rule] = {
     getattr: _attribute,
     nn.functional.normalize: _unit_length,
     torch.stack: moving.stack,
+    **dict.fromkeys(("gather", torch.gather), moving.gather),
     torch.einsum: moving.einsum,
     **dict.fromkeys(operations.MADE, moving.made),
     rnn.pack_padded_sequence: _packed,
@@ -230,7 +231,7 @@ _CALLS: dict[Any, Rule] = {
     nn.functional.interpolate: _interpolate,
     nn.functional.pad: _pad,
 }
-TAKE_SIZES = (moving.reshape, moving.item, moving.split)
+TAKE_SIZES = (moving.reshape, moving.item, moving.split, moving.made)
 """Rules of operations whose arguments may be sizes that follow the channels."""
 TAKE_TUPLES = (recurrent.recurrent,)
 """Rules that look at tuples of tensors, and at the states of several layers in one tensor."""
