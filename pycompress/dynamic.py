@@ -16,7 +16,16 @@ from . import masks
 from .choosing import fastest
 from .embeddings import EMBEDDINGS
 from .embeddings import candidates as tables
-from .encoders import PARTS, is_fused, is_plain, leave_fused_path_, restore_, take_ordinary_path_
+from .encoders import (
+    PARTS,
+    copied,
+    fuse_activations_,
+    is_fused,
+    is_plain,
+    leave_fused_path_,
+    restore_,
+    take_ordinary_path_,
+)
 from .explaining import has_weights
 from .formats import Format, Int4, Int8
 from .images import faster
@@ -128,7 +137,7 @@ def quantize_dynamic(
         raise ValueError("inplace must be False for a model that is itself the layer to replace")
     wanted, dtypes, lacking = _wanted(model, spec)
     find_dynamic(model, wanted)  # refuses before a large model is copied
-    twin = masks.finalize_(copy.deepcopy(model)).eval()
+    twin = masks.finalize_(copied(model)).eval()
     found = find_dynamic(twin, wanted)
     layers = {name: layer for name, layer in found.items() if name in wanted}
     attending = {layer: name for name, layer in layers.items() if _attends(layer) and not obstacle(_bare(layer))}
@@ -169,6 +178,7 @@ def quantize_dynamic(
     result = replaced(target, substitutes)
     for module in result.modules():
         module.__dict__.pop("qconfig", None)
+    fuse_activations_(result)
     take_ordinary_path_(result)
     tell_ties(result, substitutes.items())
     return result.eval().requires_grad_(False)
@@ -255,6 +265,8 @@ def _measured(
     if left:
         other = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
         other = replaced(other, {other.get_submodule(name): packed for name, packed in chosen.items()})
+        fuse_activations_(other)
+        take_ordinary_path_(other)
         dense = copy.deepcopy(other, {id(parameter): parameter for parameter in other.parameters()})
         restore_(dense, fused)
         restore_(other, fused, parts=False)

@@ -7,12 +7,18 @@ its ordinary one.
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .layers import PackedLayer
+from .activations import activation_of
+from .kernels.ops import Activation
+from .layers import PackedLayer, PackedLinear
 
 PARTS = ("self_attn", "linear1", "linear2")
 """What an encoder layer's fused path reads the weights of."""
@@ -54,8 +60,83 @@ def is_plain(layer: nn.Module) -> bool:
     return isinstance(layer, nn.TransformerEncoderLayer) and not own
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy that computes the same: torch's of a decoder layer forgets an activation that is a module.
+
+    Examples
+    --------
+    >>> block = nn.TransformerDecoderLayer(8, 2, 9, activation=nn.GELU())
+    >>> copy.deepcopy(block).activation is F.relu, type(copied(block).activation).__name__
+    (True, 'GELU')
+    """
+    twin = copy.deepcopy(model)
+    for module, own in zip(model.modules(), twin.modules(), strict=True):
+        if isinstance(module, nn.TransformerDecoderLayer) and "activation" not in module.__dict__:
+            own.__dict__.pop("activation", None)
+    return twin
+
+
+def pass_on(x: Tensor) -> Tensor:
+    """Return x: what an encoder layer calls in place of the activation that its packed layer computes.
+
+    Examples
+    --------
+    >>> pass_on(torch.ones(1))
+    tensor([1.])
+    """
+    return x
+
+
+_FUNCTIONS: dict[Any, Activation] = {F.relu: "relu", torch.relu: "relu", F.gelu: "gelu", F.silu: "silu"}
+
+
+def _activation(block: nn.Module) -> Activation | None:
+    """Which activation of the kernels a block of a transformer has behind its first linear layer."""
+    value = block.__dict__.get("activation", block._modules.get("activation"))
+    if not isinstance(value, nn.Module):
+        return _FUNCTIONS.get(value)
+    return None if value._forward_hooks or value._forward_pre_hooks else activation_of(value)
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether this is an encoder or decoder layer of torch whose code is torch's own."""
+    for kind in (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer):
+        if isinstance(module, kind):
+            names = ("forward", "_ff_block")
+            return not any(n in module.__dict__ or getattr(type(module), n) is not getattr(kind, n) for n in names)
+    return False
+
+
+def fuse_activations_(model: nn.Module) -> None:
+    """Let packed layers compute the activations behind them in encoder and decoder layers of torch.
+
+    :func:`take_ordinary_path_` then takes the activations out.
+
+    Examples
+    --------
+    >>> from pycompress import kernels
+    >>> from pycompress.formats import Int8
+    >>> block = nn.TransformerDecoderLayer(8, 2, 9)
+    >>> block.linear1 = PackedLinear(kernels.pack(torch.ones(9, 8), Int8()))
+    >>> fuse_activations_(block)
+    >>> block.linear1.activation
+    'relu'
+    """
+    places = Counter(child for module in model.modules() for child in module._modules.values())
+    blocks = [module for module in model.modules() if _is_block(module)]
+    found: dict[nn.Module | None, list[Activation | None]] = {}
+    for block in blocks:
+        found.setdefault(block._modules.get("linear1"), []).append(_activation(block))
+    for layer, names in found.items():
+        alone = len(names) == places[layer] and len(set(names)) == 1
+        if type(layer) is PackedLinear and alone and not (layer._forward_hooks or layer._forward_pre_hooks):
+            layer.activation = layer.activation or names[0]
+
+
 def take_ordinary_path_(model: nn.Module) -> None:
     """Let encoder layers with packed parts leave their fused path, and encoders hand them plain tensors.
+
+    Activations that packed layers compute in encoder and decoder layers are taken out.
 
     Examples
     --------
@@ -69,6 +150,8 @@ def take_ordinary_path_(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and _has_packed(module):
             setattr(module, _SWITCH, 0)
+        if _is_block(module) and getattr(module._modules.get("linear1"), "activation", None) is not None:
+            module.__dict__["activation"] = pass_on  # before a module of this name, which stays for its name
         if isinstance(module, nn.TransformerEncoder):
             inside = module.layers.modules()
             if any(isinstance(part, PackedLayer) for part in inside):
@@ -91,11 +174,14 @@ class Fused:
         What they read the weights of.
     nested : dict of name to bool
         Whether encoders used nested tensors.
+    activations : dict of name to function or None
+        Of each encoder layer; None where it is a module.
     """
 
     switches: dict[str, int]
     parts: dict[str, nn.Module]
     nested: dict[str, bool]
+    activations: dict[str, Any]
 
 
 def leave_fused_path_(model: nn.Module) -> Fused:
@@ -130,7 +216,8 @@ def leave_fused_path_(model: nn.Module) -> Fused:
             module.use_nested_tensor = False
     for layer in layers.values():
         setattr(layer, _SWITCH, 0)
-    return Fused(switches, parts, nested)
+    activations = {name: layer.__dict__.get("activation") for name, layer in layers.items()}
+    return Fused(switches, parts, nested, activations)
 
 
 def _inside(name: str, module: nn.Module) -> set[str]:
@@ -164,6 +251,8 @@ def restore_(model: nn.Module, fused: Fused, parts: bool = True) -> None:
         layer = model.get_submodule(name)
         if not _has_packed(layer):
             setattr(layer, _SWITCH, switch)
+            layer.__dict__.pop("activation", None)
+            layer.__dict__ |= {} if fused.activations[name] is None else {"activation": fused.activations[name]}
     for name, used in fused.nested.items():
         encoder = model.get_submodule(name)
         if not any(isinstance(module, PackedLayer) for module in encoder.modules()):

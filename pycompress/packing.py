@@ -13,7 +13,7 @@ from . import masks
 from .chains import chain_
 from .choosing import fastest
 from .convolutions import PackedConv2d
-from .encoders import Fused, leave_fused_path_, restore_, take_ordinary_path_
+from .encoders import Fused, copied, fuse_activations_, leave_fused_path_, restore_, take_ordinary_path_
 from .folding import fold_, unfold_
 from .formats import Format, Int4, Int8, Sparse
 from .fusing import seen_together, sequential_pairs, traced_pairs
@@ -45,12 +45,13 @@ def pack(
     approximation, nn.SiLU, nn.Tanh, nn.Sigmoid) that alone takes the output of a linear layer or a convolution, in an
     nn.Sequential or in the graph that torch.fx makes of the model, is fused, timed with it, and replaced by an
     nn.Identity, so that no name changes. The attention and the linear layers of an nn.TransformerEncoderLayer are timed
-    one by one; they stay packed where the model is faster with them than with that layer's fused path. A batch
-    normalization behind a layer that gets Int8 weights becomes part of their scales, whatever stands between them in
-    the code, as long as it alone takes the layer's outputs. Int8 linear layers that follow each other in an
-    nn.Sequential become one call where that is measured to be faster than one by one. Convolutions on a static Int8
-    grid hand each other int8 images whose channels come last, also those that are not faster on their own, where the
-    whole model is measured to be faster that way; the numbers are the same.
+    one by one; they stay packed where the model is faster with them than with that layer's fused path. There, and
+    in an nn.TransformerDecoderLayer, the first linear layer computes the activation too. A batch normalization behind
+    a layer that gets Int8 weights becomes part of their scales, whatever stands between them in the code, as long as it
+    alone takes the layer's outputs. Int8 linear layers that follow each other in an nn.Sequential become one call where
+    that is measured to be faster than one by one. Convolutions on a static Int8 grid hand each other int8 images whose
+    channels come last, also those that are not faster on their own, where the whole model is measured to be faster that
+    way; the numbers are the same.
     :func:`pycompress.explain` lists every decision and why; copies and pickles of the model keep them.
 
     Without a ``format`` a candidate keeps the layer's numbers as ``quantize_`` and ``prune_`` left them: Int8 with
@@ -95,7 +96,7 @@ def pack(
     if not isinstance(force, bool):
         raise TypeError(f"force must be a bool, got {type(force).__name__}")
     find_all(model)
-    twin = masks.finalize_(copy.deepcopy(model)).eval().requires_grad_(False)
+    twin = masks.finalize_(copied(model)).eval().requires_grad_(False)
     folds = fold_(twin, lambda: run(twin, example_inputs), lambda layer: _is_int8(layer, format))
     fused = leave_fused_path_(twin)
     layers = find_all(twin)
@@ -136,6 +137,7 @@ def pack(
     for layer in substitutes.keys() & pairs.keys():
         pairs[layer].fuse()
     result = replaced(twin, substitutes)
+    fuse_activations_(result)
     take_ordinary_path_(result)
     unfold_(result, (fold for layer, fold in folds.items() if layer not in substitutes))
     if other is not None:

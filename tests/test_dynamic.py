@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path as FilePath
@@ -15,6 +16,7 @@ import pytest
 import torch
 from test_packing import Own, Renamed, Tied, X, mlp, pruned_, quantized_
 from torch import nn
+from torch.nn import functional as F
 
 import pycompress as pc
 from pycompress import masks, sizes
@@ -341,6 +343,50 @@ def test_linear_layers_of_encoder_layers_are_packed(options):
         kept = ~given.get("src_key_padding_mask", torch.zeros(3, 5, dtype=torch.bool))
         for other in (packed, copy.deepcopy(packed)):
             torch.testing.assert_close(other(Y, **given)[kept], model(Y, **given)[kept], atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", F.silu, nn.ReLU(), nn.GELU(), nn.GELU("tanh"), torch.exp])
+@pytest.mark.parametrize("kind", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+@torch.no_grad()
+def test_packed_layers_compute_the_activations_of_blocks(tmp_path, kind, activation):
+    def build():
+        torch.manual_seed(3)
+        return nn.ModuleList([kind(16, 4, 24, batch_first=True, activation=activation)]).eval()
+
+    model, given = build(), (Y,) * (1 if kind is nn.TransformerEncoderLayer else 2)
+    dynamic, packed = quantize_dynamic(model), pc.pack(model[0], given, Int8(), force=True)
+    fused = activation is not torch.exp and getattr(activation, "approximate", "none") == "none"
+    assert (dynamic[0].linear1.activation is not None) == (packed.linear1.activation is not None) == fused
+    y = dynamic[0](*given)
+    torch.testing.assert_close(y, model[0](*given), atol=0.1, rtol=0.1)
+    torch.testing.assert_close(packed(*given), model[0](*given), atol=0.1, rtol=0.1)
+    pc.save(dynamic, tmp_path / "model")
+    loaded = [pc.load(tmp_path / "model", into) for into in (build, lambda: quantize_dynamic(build()))]
+    copies = [copy.deepcopy(dynamic), pickle.loads(pickle.dumps(dynamic))]
+    if kind is nn.TransformerDecoderLayer and not fused:  # copies of torch's own forget an activation that is a module
+        copies = []
+    for other in (*loaded, *copies):
+        assert torch.equal(other[0](*given), y) and other[0].linear1.activation == dynamic[0].linear1.activation
+
+
+@torch.no_grad()
+def test_activations_stay_where_something_else_sees_the_layer():
+    class Own(nn.TransformerDecoderLayer):
+        def _ff_block(self, x):
+            return super()._ff_block(x)
+
+    shared = nn.ModuleList([nn.TransformerDecoderLayer(16, 4, 24) for _ in range(2)])
+    shared[1].linear1 = shared[0].linear1
+    assert quantize_dynamic(shared)[1].linear1.activation == "relu"
+    shared[1].activation = F.gelu
+    assert quantize_dynamic(shared)[1].linear1.activation is None
+    elsewhere = nn.ModuleList([nn.TransformerDecoderLayer(16, 4, 24), nn.Linear(2, 2)])
+    elsewhere[1] = elsewhere[0].linear1
+    hooked = nn.TransformerDecoderLayer(16, 4, 24)
+    hooked.linear1.register_forward_hook(lambda *_: None)
+    for model in (elsewhere, nn.ModuleList([hooked]), nn.ModuleList([Own(16, 4, 24)])):
+        packed = quantize_dynamic(model)[0]
+        assert isinstance(packed.linear1, PackedLinear) and packed.linear1.activation is None
 
 
 @torch.no_grad()
