@@ -10,7 +10,9 @@ from drawn_sequences import DrawnSequence
 from sequences import SEQUENCES, lengths
 from test_structure_graph import flat
 from torch import nn
+from torch.nn import functional as F
 
+import pycompress as pc
 from pycompress import artifact, scores
 from pycompress.heads import fewer_heads_
 from pycompress.structure import simplify
@@ -255,11 +257,14 @@ def test_what_cannot_be_followed_is_refused_by_name_and_changes_nothing(case):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("score", [scores.l2, scores.taylor, scores.fisher])
+@pytest.mark.parametrize("score", [scores.l2, scores.taylor, scores.fisher, scores.wanda])
 def test_scores_see_the_weights_of_recurrent_layers_and_attention(score):
     model, inputs, _ = made("attending")
     data = (inputs[0], torch.zeros(2, 4, 3, dtype=torch.float64))
-    chosen = score if score is scores.l2 else score(data, nn.functional.mse_loss)
-    assert simplify(model, inputs, 0.5, chosen).attend.num_heads == 2
+    chosen = score if score is scores.l2 else score(data) if score is scores.wanda else score(data, F.mse_loss)
+    small = simplify(model, inputs, 0.5, chosen)
+    assert small.attend.num_heads == 2
+    pc.prune_(small, sparsity=0.5, score=chosen)  # attention with fewer heads is scored and pruned, too
+    assert bool((small.attend.out_proj.weight == 0).any()) and small(*inputs).isfinite().all()
     with pytest.raises(ValueError, match=r"data must reach every layer .*attend.in_proj_weight"):
-        simplify(model, inputs, 0.5, scores.ablation(data, nn.functional.mse_loss, progress=False))
+        simplify(model, inputs, 0.5, scores.ablation(data, F.mse_loss, progress=False))

@@ -158,16 +158,16 @@ def _cell(cell: nn.RNNCellBase, x: Tensor, state: Any) -> Squares:
 
 def _attention(layer: nn.MultiheadAttention, given: dict[str, Any]) -> Squares:
     q, k, v = (_sums(given[name]) for name in ("query", "key", "value"))
-    size = layer.embed_dim
+    size = layer.num_heads * layer.head_dim  # less than the embedding where heads were removed
     found = {"q_proj_weight": q, "k_proj_weight": k, "v_proj_weight": v}
-    if layer._qkv_same_embed_dim:
+    if layer.in_proj_weight is not None:
         found = {"in_proj_weight": torch.stack([q, k, v]).repeat_interleave(size, dim=0)}
     same = copy.copy(layer)  # that gives out what the output projection takes
     identity = copy.copy(layer.out_proj)
     weight = layer.out_proj.weight
     identity._parameters = {
         "weight": nn.Parameter(torch.eye(size, dtype=weight.dtype, device=weight.device), requires_grad=False),
-        "bias": None if layer.out_proj.bias is None else nn.Parameter(torch.zeros_like(layer.out_proj.bias)),
+        "bias": None if layer.out_proj.bias is None else nn.Parameter(weight.new_zeros(size)),
     }
     same._modules = {"out_proj": identity}
     attended, _ = same.forward(**given)
