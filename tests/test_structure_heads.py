@@ -188,6 +188,19 @@ class UsesHeadsTwice(Block):
         return super().forward(x) / self.heads
 
 
+def with_quotient(self, x):
+    return x.view(*x.shape[:2], self.heads, self.width // self.heads).transpose(1, 2)
+
+
+def test_a_size_that_would_be_another_one_keeps_the_heads():
+    model = Two(split=with_quotient, join=flat).eval()
+    model.fc = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
+    small = simplify(model, torch.randn(2, 3, 5), 0.5)
+    assert small.blocks[0].heads == 4 and small.fc[0].out_features == 4
+    with pytest.raises(ValueError, match=r"view works with blocks.0.heads too"):
+        simplify(model, torch.randn(2, 3, 5), 0.5, include=["blocks.0.[qkv]"])
+
+
 class CountsHeads(Block):
     def forward(self, x):
         y = super().forward(x)
@@ -198,7 +211,8 @@ class CountsHeads(Block):
 
 def test_an_attribute_with_another_use_stays():
     for kind, message in (
-        (UsesHeadsTwice, "truediv works with 0.heads too"), (CountsHeads, "must not compute with the sizes"),
+        (UsesHeadsTwice, "truediv works with 0.heads too"),
+        (CountsHeads, "the forward does not work with another 0.heads"),
     ):  # fmt: skip
         model = nn.Sequential(kind(with_view, flat), nn.Linear(5, 2)).eval()
         before = copy.deepcopy(model.state_dict())
@@ -206,6 +220,9 @@ def test_an_attribute_with_another_use_stays():
             simplify(model, torch.randn(2, 3, 5), 0.5, include=["0.[qkv]"])
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
         assert model[0].heads == 4
+        whole = nn.Sequential(model, nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+        small = simplify(whole, torch.randn(2, 3, 5), 0.5)
+        assert small[0][0].heads == 4 and small[1].out_features == 4
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from .cutting import cut_
 from .following import follow
 from .groups import families, mark_modules
 from .importance import by_ablation, by_score, lost_units
-from .labels import Stack
+from .labels import Coupling, Stack
 from .operations import LOSERS
-from .sizes import Attribute, changes
+from .sizes import Attribute, attributes, changes
 from .tracing import Seen, Trace, losing_layers, run, trace
 
 
@@ -189,14 +189,28 @@ def _smaller(
     ends = set(coupling.layers(coupling.outputs)) - set(candidates)
     explicit = isinstance(fraction, Mapping), includes
     rate = by_ablation(model, coupling, *measure) if score is None else by_score(model, coupling, score)
-    lost = lost_units(coupling, lambda: families(model, coupling, fractions, ends, *explicit), rate)
-    result = copy.deepcopy(model)
-    cut_(result, coupling, lost)
-    changed = changes(coupling.uses, lost)
-    for (path, name), size in changed.items():
-        change_numbers_(result.get_submodule(path), {name: size})
-    _check_runs(result, example_inputs, _check_sizes(result, traced, labels, lost, changed))
-    return result
+    while True:
+        lost = lost_units(coupling, lambda: families(model, coupling, fractions, ends, *explicit), rate)
+        result = copy.deepcopy(model)
+        cut_(result, coupling, lost)
+        try:
+            changed = changes(coupling.uses, lost)
+            for (path, name), size in changed.items():
+                change_numbers_(result.get_submodule(path), {name: size})
+            _check_runs(result, example_inputs, _check_sizes(result, traced, labels, lost, changed))
+            return result
+        except ValueError:
+            if not coupling.uses:
+                raise
+        _keep_uses_(coupling)  # what the graph does not show: a loop over the number of heads, say
+
+
+def _keep_uses_(coupling: Coupling) -> None:
+    """Let all units stay whose number attributes of modules decide."""
+    for use in coupling.uses:
+        names = ", ".join(f"{path}.{name}" if path else name for path, name in attributes(use.size))
+        coupling.mark("fixed", use.labels, f"the forward does not work with another {names}")
+    coupling.uses.clear()
 
 
 def _check_fraction(fraction: object) -> None:

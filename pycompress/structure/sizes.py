@@ -151,9 +151,9 @@ def settle(
     for (path, name), found in plain.items():
         for use in found[1:]:
             couple(found[0].labels, use.labels, use.place)
-        known = {use.node for use in uses if (path, name) in attributes(use.size)}
+        known = {(use.node, id(use.size)) for use in uses}
         for node in graph.nodes:
-            if node not in known and (path, name) in held(node):
+            if any((path, name) in attributes(size) and (node, id(size)) not in known for size in sizes_in(node)):
                 for use in found:
                     keep(use.labels, f"{node.name} works with {path}{'.' if path else ''}{name} too")
     for use in uses:
@@ -161,17 +161,19 @@ def settle(
             keep(use.labels, f"{use.place} has a size that is computed from others")
 
 
-def held(node: fx.Node) -> set[Attribute]:
-    """Return the attributes that the arguments of a node hold.
+def sizes_in(node: fx.Node) -> list[Size]:
+    """Return the sizes among the arguments of a node that attributes of modules decide.
 
     Examples
     --------
     >>> graph = fx.Graph()
-    >>> sorted(held(graph.call_method("view", (graph.placeholder("x"), Size(3, ("a", "h"))))))
-    [('a', 'h')]
+    >>> sizes_in(graph.call_method("view", (graph.placeholder("x"), -1, Size(3, ("a", "h")))))
+    [3]
     """
-    found: set[Attribute] = set()
-    fx.node.map_aggregate((node.args, node.kwargs), lambda value: found.update(attributes(value)))
+    found: list[Size] = []
+    fx.node.map_aggregate(
+        (node.args, node.kwargs), lambda value: found.append(value) if isinstance(value, Size) else None
+    )
     return found
 
 
