@@ -266,7 +266,6 @@ def trace(model: nn.Module, example_inputs: Tree) -> Trace:
     """
     probe = copy.deepcopy(model).eval()
     with torch.no_grad():
-        forward(probe, example_inputs, "example_inputs")
         give_sources_(probe, (*LOSERS, *KNOWN))
         try:
             bind = inspect.signature(probe.forward).bind
@@ -282,6 +281,7 @@ def trace(model: nn.Module, example_inputs: Tree) -> Trace:
                 name = str(node.target)
                 values += given[name[1:]] if name.startswith("*") else [given[name]]
         except Exception as error:
+            forward(copy.deepcopy(model).eval(), example_inputs, "example_inputs")  # raises where it is the inputs
             raise ValueError(f"model must be one that torch.fx can trace, got the error: {error}") from error
     return Trace(graph, probe, values, tracer.seen, tracer.decided)
 
