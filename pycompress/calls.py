@@ -5,6 +5,7 @@ Their own error is always the cause of ours. Too little memory and interrupts st
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,28 @@ from torch.nn.parameter import is_lazy
 
 _NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def copy_of(model: nn.Module, *, share: bool = False) -> nn.Module:
+    """Return a deep copy that computes the same: torch's of a decoder layer forgets an activation that is a module.
+
+    Parameters
+    ----------
+    model : Module
+    share : bool
+        Whether the copy holds the parameters of the model itself.
+
+    Examples
+    --------
+    >>> block = nn.TransformerDecoderLayer(8, 2, 9, activation=nn.GELU())
+    >>> copy.deepcopy(block).activation is nn.functional.relu, type(copy_of(block).activation).__name__
+    (True, 'GELU')
+    """
+    twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()} if share else None)
+    for module, own in zip(model.modules(), twin.modules(), strict=True):
+        if isinstance(module, nn.TransformerDecoderLayer) and "activation" not in module.__dict__:
+            own.__dict__.pop("activation", None)
+    return twin
 
 
 def forward(model: nn.Module, inputs: Any, name: str = "inputs") -> Any:

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from . import masks
+from .calls import copy_of
 from .choosing import fastest
 from .embeddings import EMBEDDINGS
 from .embeddings import candidates as tables
 from .encoders import (
     PARTS,
-    copied,
     fuse_activations_,
     is_fused,
     is_plain,
@@ -137,7 +137,7 @@ def quantize_dynamic(
         raise ValueError("inplace must be False for a model that is itself the layer to replace")
     wanted, dtypes, lacking = _wanted(model, spec)
     find_dynamic(model, wanted)  # refuses before a large model is copied
-    twin = masks.finalize_(copied(model)).eval()
+    twin = masks.finalize_(copy_of(model)).eval()
     found = find_dynamic(twin, wanted)
     layers = {name: layer for name, layer in found.items() if name in wanted}
     attending = {layer: name for name, layer in layers.items() if _attends(layer) and not obstacle(_bare(layer))}
@@ -263,11 +263,11 @@ def _measured(
         found[name] = decision
     left = {name: packed for name, packed in chosen.items() if name in fused.parts}
     if left:
-        other = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        other = copy_of(model, share=True)
         other = replaced(other, {other.get_submodule(name): packed for name, packed in chosen.items()})
         fuse_activations_(other)
         take_ordinary_path_(other)
-        dense = copy.deepcopy(other, {id(parameter): parameter for parameter in other.parameters()})
+        dense = copy_of(other, share=True)
         restore_(dense, fused)
         restore_(other, fused, parts=False)
         if faster(dense, other, example_inputs, clock) is None:

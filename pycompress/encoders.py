@@ -7,7 +7,6 @@ its ordinary one.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, cast
@@ -58,22 +57,6 @@ def is_plain(layer: nn.Module) -> bool:
     """
     own = "forward" in layer.__dict__ or type(layer).forward is not nn.TransformerEncoderLayer.forward
     return isinstance(layer, nn.TransformerEncoderLayer) and not own
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy that computes the same: torch's of a decoder layer forgets an activation that is a module.
-
-    Examples
-    --------
-    >>> block = nn.TransformerDecoderLayer(8, 2, 9, activation=nn.GELU())
-    >>> copy.deepcopy(block).activation is F.relu, type(copied(block).activation).__name__
-    (True, 'GELU')
-    """
-    twin = copy.deepcopy(model)
-    for module, own in zip(model.modules(), twin.modules(), strict=True):
-        if isinstance(module, nn.TransformerDecoderLayer) and "activation" not in module.__dict__:
-            own.__dict__.pop("activation", None)
-    return twin
 
 
 def pass_on(x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import warnings
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from .activations import activation_of, fused_identity, is_fused
+from .calls import copy_of
 from .kernels.ops import Activation
 from .layers import PackedLayer
 from .linears import is_conv1d, takes_activation
@@ -111,7 +111,7 @@ def traced_pairs(model: nn.Module, example_inputs: Any) -> dict[nn.Module, Pair]
     if not any(places[module] == 1 and _fusible(module) for module in model.modules()):
         return {}
     try:
-        probe = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        probe = copy_of(model, share=True)
         with warnings.catch_warnings(action="ignore"):
             graph = _Tracer(_given(probe, example_inputs)).trace(probe)
     except Exception:  # whatever its forward makes of values that are not there: such a model has no graph

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_iter
 
 from . import kernels
 from .activations import fused_identity
+from .calls import copy_of
 from .convolutions import PackedConv2d
 from .fusing import Pair
 from .kernels.ops import Activation
@@ -50,7 +50,7 @@ def alternative(
     (0.5, 'Conv2d')
     """
     names = {module: name for name, module in model.named_modules()}
-    other = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    other = copy_of(model, share=True)
     for layer in substitutes.keys() & pairs.keys():
         pair = pairs[layer]
         other.get_submodule(names[pair.parent])._modules[pair.key] = fused_identity()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import replace
 from typing import Any, cast
@@ -10,10 +9,11 @@ from typing import Any, cast
 from torch import nn
 
 from . import masks
+from .calls import copy_of
 from .chains import chain_
 from .choosing import fastest
 from .convolutions import PackedConv2d
-from .encoders import Fused, copied, fuse_activations_, leave_fused_path_, restore_, take_ordinary_path_
+from .encoders import Fused, fuse_activations_, leave_fused_path_, restore_, take_ordinary_path_
 from .folding import fold_, unfold_
 from .formats import Format, Int4, Int8, Sparse
 from .fusing import seen_together, sequential_pairs, traced_pairs
@@ -96,7 +96,7 @@ def pack(
     if not isinstance(force, bool):
         raise TypeError(f"force must be a bool, got {type(force).__name__}")
     find_all(model)
-    twin = masks.finalize_(copied(model)).eval().requires_grad_(False)
+    twin = masks.finalize_(copy_of(model)).eval().requires_grad_(False)
     folds = fold_(twin, lambda: run(twin, example_inputs), lambda layer: _is_int8(layer, format))
     fused = leave_fused_path_(twin)
     layers = find_all(twin)
@@ -179,7 +179,7 @@ def _settle_(
     left = [layer for layer in fused.parts.values() if layer in substitutes]
     speedup = None
     if left and not force:
-        dense = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        dense = copy_of(model, share=True)
         restore_(dense, fused)
         speedup = faster(dense, model, example_inputs, clock)
     stays = bool(left) and (force or speedup is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import re
@@ -18,7 +17,7 @@ from torch import nn
 
 from . import scores
 from .artifact import stored_bytes
-from .calls import check_model, forward
+from .calls import check_model, copy_of, forward
 from .data import Data, Tree, as_pair, batches, check, first_inputs, pick
 from .distill import distill_
 from .explaining import explain
@@ -202,7 +201,7 @@ def compress(
         _check_verdict(model, test, metric, margin)
     _try_out(model, sparsity, quantize, None if simplify is None else score, include, exclude, rounding)
     teacher = model if teacher is None else teacher
-    twin, spent = copy.deepcopy(model), 0
+    twin, spent = copy_of(model), 0
 
     def tune() -> None:
         nonlocal spent
@@ -277,7 +276,7 @@ def _check_data(model: nn.Module, given: Mapping[str, Data | None], example_inpu
         found["example_inputs"] = example_inputs
     if not found:
         raise ValueError("example_inputs must be given where train, test and calibration are None, got None")
-    probe = copy.deepcopy(model).eval()
+    probe = copy_of(model).eval()
     with torch.no_grad():
         for name, inputs in found.items():
             forward(probe, inputs, name)
@@ -323,7 +322,7 @@ def _try_out(
     The score is tried where training comes before pruning. Rounding is tried on the first item of the calibration data,
     which cannot tell how large the errors will be.
     """
-    trial = copy.deepcopy(model)
+    trial = copy_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come when it is done in earnest
         if sparsity is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import kernels, masks
-from ..calls import check_model, forward
+from ..calls import check_model, copy_of, forward
 from ..kernels.arrays import flag
 from ..layers import PackedLayer
 from ..recording import copied, run
@@ -196,6 +195,6 @@ def _sparsity(held: dict[int, Stored]) -> float:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copy_of(model)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"model must be one that can be copied, got {type(error).__name__}: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import fnmatch
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..calls import copy_of
 from ..changes import take_out_
 from ..data import Data, Tree, forward
 from ..progress import track
@@ -176,7 +176,7 @@ def _skipped(model: nn.Module, blocks: list[nn.Module]) -> Iterator[None]:
 
 def _take_out_(model: nn.Module, gone: dict[str, nn.Module], example_inputs: Tree, expected: Any) -> None:
     """Take blocks out, and see that the model computes what it does when they are skipped."""
-    trial = copy.deepcopy(model)
+    trial = copy_of(model)
     targets = {name: trial.get_submodule(name) for name in gone}
     for which in (targets, gone):
         owner = trial if which is targets else model

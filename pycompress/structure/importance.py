@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import scores
+from ..calls import copy_of
 from ..data import Data, batches, forward, length
 from ..progress import track
 from ..scores.running import Loss, layer_weight, mean_loss, undisturbed
@@ -132,7 +132,7 @@ def by_ablation(model: nn.Module, coupling: Coupling, data: Data, loss: Loss, pr
     >>> rate([Family(0.5, list(units[:, None]))])
     [tensor([9., 1.], dtype=torch.float64)]
     """
-    twin = copy.deepcopy(model)
+    twin = copy_of(model)
     places: dict[int, list[tuple[Tensor, int, int]]] = {}  # of each unit: tensors, dimensions and indices
     none = torch.zeros(coupling.count, dtype=torch.bool)
     for name in coupling.units():

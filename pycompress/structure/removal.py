@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import scores
+from ..calls import copy_of
 from ..changes import change_numbers_
 from ..data import Data, Tree, forward
 from ..kernels.arrays import flag
@@ -180,7 +180,7 @@ def _smaller(
 ) -> nn.Module:
     """Return a copy of a model with fewer outputs in its layers."""
     if blocks and not isinstance(fraction, Mapping) and fraction == 0:  # the graph is not needed
-        return copy.deepcopy(model)
+        return copy_of(model)
     traced = trace(model, example_inputs)
     candidates = losing_layers(traced)
     fractions = _fractions(model, candidates, selected, fraction)
@@ -191,7 +191,7 @@ def _smaller(
     rate = by_ablation(model, coupling, *measure) if score is None else by_score(model, coupling, score)
     while True:
         lost = lost_units(coupling, lambda: families(model, coupling, fractions, ends, *explicit), rate)
-        result = copy.deepcopy(model)
+        result = copy_of(model)
         cut_(result, coupling, lost)
         try:
             changed = changes(coupling.uses, lost)
@@ -286,7 +286,7 @@ def _check_runs(result: nn.Module, example_inputs: Tree, traced_outputs: Any) ->
 
     def outputs() -> Any:
         with torch.no_grad():
-            return forward(copy.deepcopy(result).eval(), example_inputs, "example_inputs")
+            return forward(copy_of(result).eval(), example_inputs, "example_inputs")
 
     found = outputs()
     if not _same(found, traced_outputs) and _same(found, outputs()):  # else it is the model that draws numbers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import inspect
 import math
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import rnn
 
+from ..calls import copy_of
 from ..data import Tree, forward
 from .operations import KNOWN, LOSERS, TABLES, is_block
 from .sizes import Attribute, give_sources_, now
@@ -264,7 +264,7 @@ def trace(model: nn.Module, example_inputs: Tree) -> Trace:
     >>> [(traced.place(node), seen.shape) for node, seen in traced.seen.items() if node.op == "call_module"]
     [('0 (Linear)', (1, 2)), ('1 (ReLU)', (1, 2))]
     """
-    probe = copy.deepcopy(model).eval()
+    probe = copy_of(model).eval()
     with torch.no_grad():
         give_sources_(probe, (*LOSERS, *KNOWN))
         try:
@@ -281,7 +281,7 @@ def trace(model: nn.Module, example_inputs: Tree) -> Trace:
                 name = str(node.target)
                 values += given[name[1:]] if name.startswith("*") else [given[name]]
         except Exception as error:
-            forward(copy.deepcopy(model).eval(), example_inputs, "example_inputs")  # raises where it is the inputs
+            forward(copy_of(model).eval(), example_inputs, "example_inputs")  # raises where it is the inputs
             raise ValueError(f"model must be one that torch.fx can trace, got the error: {error}") from error
     return Trace(graph, probe, values, tracer.seen, tracer.decided)
 
@@ -299,7 +299,7 @@ def run(
     >>> [seen.shape for seen in run(traced, nn.Sequential(nn.Linear(3, 1)))[0].values()]
     [(1, 3), (1, 1), (1, 1)]
     """
-    model = copy.deepcopy(model).eval()
+    model = copy_of(model).eval()
     for node in traced.graph.find_nodes(op="get_attr"):  # tensors that the forward makes are kept by the tracer
         if not hasattr(model, name := str(node.target).partition(".")[0]):
             setattr(model, name, getattr(traced.probe, name))
