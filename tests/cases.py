@@ -16,6 +16,7 @@ from typing import Any
 import cases_convolution
 import cases_int4
 import cases_recurrent
+import cases_sparse
 import numpy as np
 from scipy.special import expit, ndtr
 
@@ -380,6 +381,7 @@ OPERATIONS = {
         Operation("sparse_linear", _sparse_linear, run_linear, float_truth, float_tolerance),
         Operation("lstm", functools.partial(cases_recurrent.make, "lstm"), cases_recurrent.run, cases_recurrent.truth),
         Operation("gru", functools.partial(cases_recurrent.make, "gru"), cases_recurrent.run, cases_recurrent.truth),
+        Operation("spmm", cases_sparse.make, cases_sparse.run, cases_sparse.truth, cases_sparse.tolerance),
         Operation("int8_matmul", _int8_matmul, lambda p: kernels.int8_matmul(**p), _matmul_truth),
         Operation("quantize", _quantize, lambda p: tuple(kernels.quantize(**p)), _quantize_truth),
         Operation("dequantize", _dequantize, lambda p: kernels.dequantize(**p), _dequantize_truth),

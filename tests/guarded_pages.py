@@ -7,6 +7,7 @@ import sys
 import cases
 import cases_convolution
 import cases_recurrent
+import cases_sparse
 import numpy as np
 
 from pycompress import kernels
@@ -86,6 +87,13 @@ def into_guarded_outputs(problem, side):
         )
         recurrent.run_layer(packed, x, starts, h, c, y, False, 2)
         assert np.array_equal(cases.bits(y), cases.bits(expected.reshape(y.shape)))
+    elif "indptr" in problem:
+        packed, dense = cases_sparse.pack(problem), problem["dense"]
+        expected = kernels.spmm(packed, dense)
+        y = guarded(np.zeros(expected.shape, dense.dtype), side)
+        columns = dense.shape[1] if dense.ndim == 2 else 1
+        packed._state.into(dense.ctypes.data, y.ctypes.data, columns, 2)
+        assert np.array_equal(cases.bits(y), cases.bits(expected))
     elif "activation" in problem and "residual" not in problem:
         keys = ("weight", "bias", "scale", "input_scale", "zero_point", "multiplier")
         arguments = {key: problem.get(key) for key in keys}

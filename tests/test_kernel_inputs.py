@@ -68,6 +68,8 @@ KERNEL = np.ones((4, 1, 2, 3), np.float32)
 CONV = kernels.pack_conv(np.ones((4, 2, 2, 3), np.float32), padding=1, channels_last=True)
 LSTM = kernels.pack_lstm(np.ones((4, 3), np.float32), np.ones((4, 1), np.float32))
 GRU = kernels.pack_gru(np.ones((6, 3), np.float32), np.ones((6, 2), np.float32))
+CSR_PARTS = np.ones(4, np.float32), np.array([0, 2, 1, 1]), np.array([0, 2, 2, 3, 4])  # 4 rows, the second empty
+CSR = kernels.pack_csr(CSR_PARTS, (4, 3))
 SQUARE = kernels.pack(np.ones((4, 4), np.float32), Int8())
 
 
@@ -220,6 +222,18 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "backwards": Choice(),
             "batch_sizes": Listed(([1, 2, 1], [2, 2, 1], [4, 0], [5, -1], [2**70], [2.0, 2.0], [True, 3], LSTM)),
         },
+    ),
+    "PackedCSR": ({}, {"fields": Anything()}),
+    "pack_csr": (
+        _valid(matrix=CSR_PARTS, shape=(4, 3)),
+        {
+            "matrix": Choice(),  # test_spmm.py has wrong parts
+            "shape": Number((4, (4,), (4, 3, 1), (3, 3), (5, 3), (4, 2), (-1, 3), (4.0, 3), (4, 2**70)), integer=True),
+        },
+    ),
+    "spmm": (
+        _valid(matrix=CSR, dense=np.ones((3, 2), np.float32)),
+        {"matrix": Choice(), "dense": Array(((), (4,), (2, 4), (0,), (3, 2, 1), (0, 3)), finite=False)},
     ),
     "int8_matmul": (
         _valid(a=INTEGERS, b=INTEGERS),

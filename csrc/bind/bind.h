@@ -96,6 +96,7 @@ void bind_int4(py::module_& m);
 void bind_matmul(py::module_& m);
 void bind_limits(py::module_& m);
 void bind_recurrent(py::module_& m);
+void bind_spmm(py::module_& m);
 void bind_vectors(py::module_& m);
 
 }  // namespace pycompress

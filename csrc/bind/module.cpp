@@ -52,5 +52,6 @@ PYBIND11_MODULE(_native, m) {
   bind_matmul(m);
   bind_limits(m);
   bind_recurrent(m);
+  bind_spmm(m);
   bind_vectors(m);
 }

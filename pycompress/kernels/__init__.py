@@ -28,9 +28,11 @@ from .ops import int8_matmul, linear, linear_chain
 from .packed import PackedWeight, pack
 from .recurrent import PackedRecurrent, gru, lstm, pack_gru, pack_lstm
 from .selection import apply_threshold, kth_magnitude, l1_scores, l2_scores
+from .sparse import PackedCSR, pack_csr, spmm
 from .uniform import Quantized, dequantize, quantize
 
 __all__ = [
+    "PackedCSR",
     "PackedConv",
     "PackedRecurrent",
     "PackedWeight",
@@ -53,10 +55,12 @@ __all__ = [
     "lstm",
     "pack",
     "pack_conv",
+    "pack_csr",
     "pack_gru",
     "pack_lstm",
     "quantize",
     "set_num_threads",
+    "spmm",
     "use_backend",
     "use_isa",
 ]

@@ -203,6 +203,21 @@ def sparse_linear(x: Float, state: _native.SparseState, activation: int, threads
     return state.linear(x, activation, threads)
 
 
+def pack_csr(starts: NDArray[np.int64], indices: NDArray[Any], values: NDArray[Any], inner: int) -> _native.CsrState:
+    """Keep a checked matrix; columns of entries are uint16 or uint32."""
+    return _native.CsrState(starts.view(np.uint64), indices, values, inner, backends.isa_name())
+
+
+def unpack_csr(state: _native.CsrState) -> tuple[NDArray[np.uint64], NDArray[Any], NDArray[Any]]:
+    """Return starts, indices and values."""
+    return state.unpack()
+
+
+def spmm(state: _native.CsrState, dense: NDArray[Any], threads: int) -> NDArray[Any]:
+    """``matrix @ dense``, each result a chain of fused multiply-adds over the entries of a row in their order."""
+    return state.multiply(dense, threads)
+
+
 def int8_matmul(a: NDArray[np.int8], b: NDArray[np.int8], threads: int) -> NDArray[np.int32]:
     """``a [m, k] @ b [k, n]``; raises OverflowError when a sum does not fit into int32."""
     return _native.int8_matmul(a, b, threads, backends.isa_name())

@@ -21,6 +21,7 @@ from .matmul import (
     unpack_sparse,
 )
 from .recurrent import int8_recurrent, pack_recurrent, unpack_recurrent
+from .sparse import pack_csr, spmm, unpack_csr
 from .vectors import apply_threshold, column_scores, dequantize, kth_magnitude, quantize, row_scores
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "kth_magnitude",
     "pack_conv",
     "pack_conv_last",
+    "pack_csr",
     "pack_int4",
     "pack_int8",
     "pack_recurrent",
@@ -43,6 +45,8 @@ __all__ = [
     "quantize",
     "row_scores",
     "sparse_linear",
+    "spmm",
+    "unpack_csr",
     "unpack_int4",
     "unpack_int8",
     "unpack_recurrent",

@@ -25,6 +25,7 @@ from .matmul import (
     unpack_sparse,
 )
 from .recurrent import GATES, Cell, RecurrentState, Starts, int8_recurrent, pack_recurrent, unpack_recurrent
+from .sparse import CsrState, pack_csr, spmm, unpack_csr
 from .vectors import apply_threshold, column_scores, dequantize, kth_magnitude, quantize, row_scores
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ZERO_ROW",
     "Cell",
     "ConvState",
+    "CsrState",
     "Float",
     "Int4Parts",
     "Int4State",
@@ -55,6 +57,7 @@ __all__ = [
     "kth_magnitude",
     "pack_conv",
     "pack_conv_last",
+    "pack_csr",
     "pack_int4",
     "pack_int8",
     "pack_recurrent",
@@ -63,6 +66,8 @@ __all__ = [
     "quantize_rows",
     "row_scores",
     "sparse_linear",
+    "spmm",
+    "unpack_csr",
     "unpack_int4",
     "unpack_int8",
     "unpack_recurrent",
