@@ -3,10 +3,10 @@
 Every row of the table is one problem: what we take, what each peer takes (medians in microseconds), and the paired
 ratio to beat with its 95 % interval: baseline / ours. The baseline is the fastest eligible peer of that very row, the
 one with the lowest median. Eligible are the int8 peers for int8_linear and ffn, the int4 ones for int4_linear, torch's
-dynamic int8 for rnn, torch fp32 for int8_conv and sparse layers, torch.kthvalue for scoring, where the goal is 10; the
-others stand in the table. limit_share is what the limits measured in
-the same run would allow (multiplications, or bytes read from where the weights lie), over what we take. Exit code 1:
-some ratio is below its goal. Exit code 2: wrong arguments, or a contestant failed.
+dynamic int8 for rnn, torch fp32 for int8_conv and sparse layers, torch and SciPy CSR for spmm (rows are columns of the
+dense matrix there), torch.kthvalue for scoring, where the goal is 10; the others stand in the table. limit_share is
+what the limits measured in the same run would allow (multiplications, or bytes read from where the weights lie), over
+what we take. Exit code 1: some ratio is below its goal. Exit code 2: wrong arguments, or a contestant failed.
 
 Each number of threads is measured in a process of its own. Peers that are not installed are left out. With --level the
 peers are limited too, in that process, as far as their libraries can be: ONNX Runtime and OpenVINO cannot, so that
@@ -31,6 +31,7 @@ import limits
 import linears
 import measure
 import recurrent
+import sparse
 import torch
 import vectors
 from contestants import Point
@@ -42,7 +43,7 @@ from pycompress import kernels
 from pycompress.progress import track
 
 INTEGER = ("int8_linear", "int4_linear", "int8_conv", "rnn", "ffn")
-GOAL = dict.fromkeys(INTEGER, 1.0) | {"sparse_linear": 1.0, "scoring": 10.0}
+GOAL = dict.fromkeys(INTEGER, 1.0) | {"sparse_linear": 1.0, "spmm": 1.0, "scoring": 10.0}
 LINEAR = ("int8_linear", "int4_linear", "sparse_linear")  # the others have one copy of their weights
 ALIASES = {"kth_magnitude": "scoring"}
 
@@ -80,6 +81,9 @@ def _points(op: str, arguments: argparse.Namespace, threads: int) -> list[Callab
         return list(chains.points(arguments.rows or chains.ROWS, threads))
     if op == "rnn":
         return list(recurrent.points(arguments.rows or recurrent.BATCHES, threads))
+    if op == "spmm":
+        shapes, columns = sparse.CORNERS if quick else (sparse.SHAPES, sparse.COLUMNS)
+        return list(sparse.points(arguments.shapes or shapes, arguments.rows or columns))
     if op == "int8_conv":
         return list(convolutions.points(arguments.rows or convolutions.BATCHES, threads, quick))
     smallest = measure.rotated_bytes() / measure.MAX_COPIES
