@@ -18,13 +18,13 @@ def is_tensor(x: object) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
-def is_plain_tensor(x: Any) -> bool:
-    """Whether x is a contiguous float32 CPU tensor, not of a subclass, that needs no grad."""
+def is_plain_tensor(x: Any, double: bool = False) -> bool:
+    """Whether x is a contiguous float32 (or, with double, float64) CPU tensor, not of a subclass, that needs no grad."""
     torch = sys.modules.get("torch")
     return (
         torch is not None
         and type(x) is torch.Tensor
-        and x.dtype is torch.float32
+        and x.dtype is (torch.float64 if double else torch.float32)
         and x.is_cpu
         and x.layout is torch.strided
         and x.is_contiguous()

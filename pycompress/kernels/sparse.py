@@ -225,7 +225,7 @@ def spmm(matrix: PackedCSR, dense: ArrayLike) -> Any:
     """
     if not isinstance(matrix, PackedCSR):
         raise TypeError(f"matrix must be a PackedCSR, made by pack_csr, got {type(matrix).__name__}")
-    if arrays.is_plain_tensor(dense) and hasattr(matrix._state, "into") and matrix.dtype == np.float32:
+    if arrays.is_plain_tensor(dense, matrix.dtype == np.float64) and hasattr(matrix._state, "into"):
         result = _tensor_product(matrix, dense)
         if result is not None:
             return result
@@ -239,7 +239,7 @@ def spmm(matrix: PackedCSR, dense: ArrayLike) -> Any:
 
 
 def _tensor_product(matrix: PackedCSR, dense: Any) -> Any:
-    """The short way of a plain float32 tensor; None where its shape does not fit."""
+    """The short way of a plain tensor of the dtype of matrix; None where its shape does not fit."""
     rows, inner = matrix.shape
     sizes = dense.shape
     if not 1 <= len(sizes) <= 2 or sizes[0] != inner:
