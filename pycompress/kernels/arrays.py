@@ -19,7 +19,7 @@ def is_tensor(x: object) -> bool:
 
 
 def is_plain_tensor(x: Any, double: bool = False) -> bool:
-    """Whether x is a contiguous float32 (or, with double, float64) CPU tensor, not of a subclass, that needs no grad."""
+    """Whether x is a contiguous float32 (with double: float64) CPU tensor, not of a subclass, that needs no grad."""
     torch = sys.modules.get("torch")
     return (
         torch is not None
