@@ -17,7 +17,6 @@ from torch import nn
 
 import pycompress as pc
 from pycompress import report, timing
-from pycompress.artifact import stored_bytes
 
 
 def arguments(description):
@@ -71,11 +70,6 @@ def reloaded(model, make):
         path = Path(folder) / "model.safetensors"
         pc.save(model, path)
         return pc.load(path, into=make), path.stat().st_size
-
-
-def size_on_disk(model):
-    """Bytes of a dense model's plain safetensors file, or of a compressed one's artifact."""
-    return stored_bytes(model)
 
 
 def verdict(found):

@@ -24,10 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import arguments, folder_of, leave, reloaded, show, side_by_side, size_on_disk, verdict
+from common import arguments, folder_of, leave, reloaded, show, side_by_side, verdict
 from torch.nn import functional as F
 
 import pycompress as pc
+from pycompress.artifact import stored_bytes
 from pycompress.validation import compare_outputs
 
 MARGIN = 0.01
@@ -208,7 +209,7 @@ def main():
     models = {"static int8": result}
     if options.remove is not None:
         models[f"{options.remove:.0%} of channels removed, int8"] = removed(model, options.remove, others, judged)
-    show({"threads": options.threads, "original bytes": size_on_disk(model), "models": models}, options.json)
+    show({"threads": options.threads, "original bytes": stored_bytes(model), "models": models}, options.json)
 
 
 def removed(model, fraction, photos, judged):

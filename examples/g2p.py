@@ -13,10 +13,11 @@ from functools import cache
 
 import numpy as np
 import torch
-from common import arguments, folder_of, reloaded, show, side_by_side, size_on_disk, torch_dynamic, verdict
+from common import arguments, folder_of, reloaded, show, side_by_side, torch_dynamic, verdict
 from torch import nn
 
 import pycompress as pc
+from pycompress.artifact import stored_bytes
 from pycompress.validation import compare_outputs
 
 LETTERS = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
@@ -152,7 +153,7 @@ def main():
         for batch in (1, 32)
     }
     result = {"verdicts": verdicts, "bytes": size, "reload equal": equal, "times": times}
-    show({"threads": options.threads, "original bytes": size_on_disk(model), "models": {"int8": result}}, options.json)
+    show({"threads": options.threads, "original bytes": stored_bytes(model), "models": {"int8": result}}, options.json)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ import re
 from pathlib import Path
 
 import torch
-from common import arguments, folder_of, leave, reloaded, show, side_by_side, size_on_disk, torch_dynamic, verdict
+from common import arguments, folder_of, leave, reloaded, show, side_by_side, torch_dynamic, verdict
 from torch import nn
 from torch.nn import functional as F
 
 import pycompress as pc
+from pycompress.artifact import stored_bytes
 from pycompress.validation import compare_outputs
 
 MARGIN = 0.01
@@ -239,7 +240,7 @@ def main():
         models[f"{options.remove:.0%} of heads and FFN removed, dynamic int8"] = judged(
             tables_in_int8(pc.quantize_dynamic(small))
         )
-    show({"threads": options.threads, "original bytes": size_on_disk(model), "models": models}, options.json)
+    show({"threads": options.threads, "original bytes": stored_bytes(model), "models": models}, options.json)
 
 
 if __name__ == "__main__":

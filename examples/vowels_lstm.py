@@ -10,11 +10,12 @@ speakers to tell apart. FOLDER holds JapaneseVowels_TRAIN.ts and JapaneseVowels_
 from pathlib import Path
 
 import torch
-from common import arguments, folder_of, leave, reloaded, show, side_by_side, size_on_disk, torch_dynamic, verdict
+from common import arguments, folder_of, leave, reloaded, show, side_by_side, torch_dynamic, verdict
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 import pycompress as pc
+from pycompress.artifact import stored_bytes
 
 MARGIN = 0.03
 
@@ -82,7 +83,7 @@ def main():
         "reload equal": equal,
         "times": times,
     }
-    results = {"threads": options.threads, "original bytes": size_on_disk(model), "models": {"LSTM": found}}
+    results = {"threads": options.threads, "original bytes": stored_bytes(model), "models": {"LSTM": found}}
     show(results, options.json)
 
 
