@@ -171,46 +171,6 @@ def run_layer(
     packed._module.int8_recurrent(x, starts, h, c, y, packed._state, backwards, threads)
 
 
-def run_tensors(
-    parts: Sequence[PackedRecurrent], directions: int, x: Any, states: Sequence[Any]
-) -> tuple[Any, list[Any]] | None:
-    """Run all layers on plain float32 tensors by their addresses, or return None where they are not that.
-
-    Parameters
-    ----------
-    parts : sequence of PackedRecurrent
-        Layer by layer, forward before backward.
-    directions : int
-        1 or 2.
-    x : tensor [steps, batch, input_size]
-    states : h [layers * directions, batch, out_size] and, for an LSTM, c; or nothing, for zeros
-
-    Returns
-    -------
-    (y [steps, batch, directions * out_size], final states)
-    """
-    first = parts[0]
-    if first._native is None or not arrays.is_plain_tensor(x) or x.ndim != 3 or not x.numel():
-        return None
-    steps, batch, features = x.shape
-    sizes = [first.out_size, first.hidden_size][: 2 if first.cell == "lstm" else 1]
-    if features != first.input_size or not all(sizes):
-        return None
-    shapes = [(len(parts), batch, size) for size in sizes]
-    if states and not (all(map(arrays.is_plain_tensor, states)) and [tuple(s.shape) for s in states] == shapes):
-        return None
-    own = [state.clone() for state in states] or [x.new_zeros(shape) for shape in shapes]
-    threads, out, y = backends.get_num_threads(True), first.out_size, x
-    for index, part in enumerate(parts):
-        way = index % directions
-        if way == 0:
-            rows, y = y, x.new(steps, batch, directions * out)  # float32, in half of new_empty's time
-        h, c = own[0][index].data_ptr(), own[-1][index].data_ptr()
-        to = y.data_ptr() + 4 * way * out
-        part._native.run_at(rows.data_ptr(), steps, batch, h, c, to, directions * out, way == 1, threads)
-    return y, own
-
-
 def copy_state(own: Float, given: ArrayLike, name: str = "state") -> None:
     """Copy a given state [batch, size] into the one that is updated."""
     array = arrays.float32(given, name)
