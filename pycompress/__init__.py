@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from .pipeline import Compressed as Compressed
     from .pipeline import compress as compress
     from .profiling import profile as profile
+    from .prune import NM as NM
+    from .prune import Blocks as Blocks
+    from .prune import Columns as Columns
+    from .prune import Rows as Rows
     from .prune import Unstructured as Unstructured
     from .prune import prune_ as prune_
     from .quantize import quantize_ as quantize_
@@ -60,7 +64,7 @@ _HOME = {
     "quantize_dynamic": "dynamic",
     **dict.fromkeys(("Compressed", "compress"), "pipeline"),
     "profile": "profiling",
-    **dict.fromkeys(("Unstructured", "prune_"), "prune"),
+    **dict.fromkeys(("Blocks", "Columns", "NM", "Rows", "Unstructured", "prune_"), "prune"),
     "quantize_": "quantize",
     **dict.fromkeys(("equalize_", "smooth_"), "rescaling"),
     "simplify": "structure",

@@ -29,7 +29,7 @@ from .linears import can_be_packed, find_all
 from .masks import finalize_
 from .observers import MinMax, Observer
 from .packing import pack
-from .prune import PruneSummary, prune_
+from .prune import PruneSummary, Structure, Unstructured, prune_
 from .quantize import QuantizeSummary, quantize_
 from .schedules import number
 from .selection import Pattern
@@ -40,6 +40,7 @@ from .validation.predictions import predict_each
 from .validation.verdict import check_margin, compare_outputs
 
 _LARGEST = MinMax()
+_ANY = Unstructured()
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def compress(
     max_error: float | None = None,
     simplify: float | Mapping[str, float] | None = None,
     score: scores.Score = scores.magnitude,
+    pattern: Structure = _ANY,
     rounds: int = 1,
     epochs: int = 5,
     teacher: nn.Module | None = None,
@@ -148,6 +150,8 @@ def compress(
         Fraction of the neurons and channels to remove (:func:`pycompress.simplify`).
     score : score function
         What is least important, for pruning and removal; see ``pc.scores``.
+    pattern : Unstructured, Blocks, Rows, Columns or NM
+        Which weights are pruned together (:func:`pycompress.prune_`).
     rounds : int
         Rounds of pruning and training.
     epochs : int
@@ -192,14 +196,14 @@ def compress(
     seed = integer(seed, "seed", 0, 2**63 - 1)
     flag(progress, "progress")
     trains = train is not None and (simplify is not None or sparsity is not None)
-    _check_options(sparsity, quantize, simplify, teacher, training, trains)
+    _check_options(sparsity, pattern, quantize, simplify, teacher, training, trains)
     rounding = _check_rounding(quantize, calibration, observer, bias_correction, max_error)
     check_model(model)
     check_margin(margin, metric)
     example_inputs = _check_data(model, {"train": train, "test": test, "calibration": calibration}, example_inputs)
     if test is not None:
         _check_verdict(model, test, metric, margin)
-    _try_out(model, sparsity, quantize, None if simplify is None else score, include, exclude, rounding)
+    _try_out(model, sparsity, quantize, None if simplify is None else score, pattern, include, exclude, rounding)
     teacher = model if teacher is None else teacher
     twin, spent = copy_of(model), 0
 
@@ -220,7 +224,7 @@ def compress(
     if sparsity is not None:
         for i in range(1, rounds + 1):
             share = sparsity * (1 - (1 - i / rounds) ** 3)
-            pruning = prune_(twin, sparsity=share, score=score, include=include, exclude=exclude)
+            pruning = prune_(twin, sparsity=share, score=score, pattern=pattern, include=include, exclude=exclude)
             tune()
     if quantize is not None:
         with _explained(format="quantize"):
@@ -241,6 +245,7 @@ def compress(
 
 def _check_options(
     sparsity: float | None,
+    pattern: Structure,
     quantize: Grid | None,
     simplify: float | Mapping[str, float] | None,
     teacher: nn.Module | None,
@@ -250,6 +255,8 @@ def _check_options(
     """Refuse options that say nothing, or that nothing would use."""
     if sparsity is None and quantize is None and simplify is None:
         raise ValueError("one of sparsity, quantize and simplify must be given, got None for all of them")
+    if not isinstance(pattern, Structure):
+        raise TypeError(f"pattern must be Unstructured, Blocks, Rows, Columns or NM, got {pattern!r}")
     own = ("student", "teacher", "data", "epochs", "seed", "progress")
     options = [name for name in inspect.signature(distill_).parameters if name not in own]
     unknown = sorted(set(training) - set(options))
@@ -263,6 +270,8 @@ def _check_options(
             f"{unused[0]} must come with a training step: with train, and with simplify or sparsity "
             "(quantize alone trains nothing)"
         )
+    if sparsity is None and pattern != _ANY:
+        raise ValueError(f"pattern must come with sparsity, got {pattern} and sparsity=None")
 
 
 def _check_data(model: nn.Module, given: Mapping[str, Data | None], example_inputs: Tree | None) -> Tree:
@@ -313,6 +322,7 @@ def _try_out(
     sparsity: float | None,
     quantize: Grid | None,
     score: scores.Score | None,
+    pattern: Structure,
     include: Sequence[Pattern] | None,
     exclude: Sequence[Pattern] | None,
     rounding: Mapping[str, Any],
@@ -327,7 +337,7 @@ def _try_out(
         warnings.simplefilter("ignore")  # they come when it is done in earnest
         if sparsity is not None:
             chosen = scores.magnitude if score is None else score
-            prune_(trial, sparsity=sparsity, score=chosen, include=include, exclude=exclude)
+            prune_(trial, sparsity=sparsity, score=chosen, pattern=pattern, include=include, exclude=exclude)
         if quantize is not None:
             with _explained(format="quantize"):
                 quantize_(trial, quantize, include=include, exclude=exclude, **_one_item(rounding))
