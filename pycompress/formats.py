@@ -90,27 +90,43 @@ class Int4:
 class Sparse:
     """Only the nonzero weights are kept and multiplied.
 
+    A block is kept whole where it holds a nonzero weight; the last blocks are smaller where the height or width does
+    not divide the weight. The block shape is a matter of speed: a weight whose zeros do not come in blocks gives the
+    same numbers, and is only kept less tightly.
+
     Parameters
     ----------
     block : (int, int)
-        Height (outputs) and width (inputs) of the blocks that are zero or kept together; (1, 1) is unstructured.
-    values : Float32
-        The type of the kept values.
+        Height (outputs) and width (inputs) of the blocks that are zero or kept together; (1, 1) is unstructured. Of
+        Float32 values (1, 1), (4, 1), (8, 1), (16, 1) or (16, 16); of Int8 values (1, 1), (16, 4), (32, 4) or (32, 64).
+    values : Float32 or Int8
+        The type of the kept values. With Int8 the numbers are those of the format :class:`Int8` with the same integers,
+        dynamic or static activations included.
 
     Examples
     --------
     >>> Sparse()
     Sparse(block=(1, 1), values=Float32())
+    >>> Sparse(block=(16, 4), values=Int8())
+    Sparse(block=(16, 4), values=Int8())
     """
 
     block: tuple[int, int] = (1, 1)
-    values: Float32 = field(default_factory=Float32)
+    values: Float32 | Int8 = field(default_factory=Float32)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.block, tuple) or self.block != (1, 1):
-            raise ValueError(f"block must be (1, 1), the one block shape that has a kernel, got {self.block!r}")
-        if not isinstance(self.values, Float32):
-            raise ValueError(f"values must be Float32(), the one value type that has a kernel, got {self.values!r}")
+        if type(self.values) not in BLOCKS:
+            raise ValueError(f"values must be Float32() or Int8(), got {self.values!r}")
+        blocks = BLOCKS[type(self.values)]
+        if not isinstance(self.block, tuple) or self.block not in blocks:
+            raise ValueError(f"block must be one of {list(blocks)} with {self.values}, got {self.block!r}")
+
+
+BLOCKS: dict[type[Float32] | type[Int8], tuple[tuple[int, int], ...]] = {
+    Float32: ((1, 1), (4, 1), (8, 1), (16, 1), (16, 16)),
+    Int8: ((1, 1), (16, 4), (32, 4), (32, 64)),
+}
+"""The blocks (outputs x inputs) that have a kernel, by the type of the values."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +189,17 @@ Format = Int8 | Int4 | Sparse
 
 Grid = Int8 | Affine | FixedPoint
 """The formats that weights can be rounded to."""
+
+
+def has_int8_weights(format: object) -> bool:
+    """Whether a format computes by the formula of :class:`Int8`: of all its weights, or of the nonzero ones.
+
+    Examples
+    --------
+    >>> has_int8_weights(Int8()), has_int8_weights(Sparse(values=Int8())), has_int8_weights(Sparse())
+    (True, True, False)
+    """
+    return isinstance(format, Int8) or (isinstance(format, Sparse) and isinstance(format.values, Int8))
 
 
 def _check_bits(name: str, value: object, low: int, high: int) -> None:

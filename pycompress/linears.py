@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import grids, kernels
-from .formats import Format, Int4, Int8, Sparse
+from .formats import Format, Int4, Int8, Sparse, has_int8_weights
 from .kernels import PackedWeight
 from .selection import count_bad, listed
 
@@ -289,7 +289,7 @@ def candidates(
         scale = input_scale = None
         if record is not None and on_grid is not None and not isinstance(each, Int4):
             scale = record.scale
-            input_scale = record.input_scale if static and isinstance(each, Int8) else None
+            input_scale = record.input_scale if static and has_int8_weights(each) else None
         key = (id(parameter), id(added), turned, each, scale is None, input_scale)
         if key not in shared:
             values = weight if scale is None or on_grid is None else on_grid

@@ -15,7 +15,7 @@ from .choosing import fastest
 from .convolutions import PackedConv2d
 from .encoders import Fused, fuse_activations_, leave_fused_path_, restore_, take_ordinary_path_
 from .folding import fold_, unfold_
-from .formats import Format, Int4, Int8, Sparse
+from .formats import Format, Int4, Int8, Sparse, has_int8_weights
 from .fusing import seen_together, sequential_pairs, traced_pairs
 from .grids import grid_of
 from .images import alternative, channels_last, faster, together
@@ -163,7 +163,7 @@ def pack(
 
 def _is_int8(layer: nn.Module, format: Format | None) -> bool:
     record = grid_of(layer)
-    return isinstance(format if record is None else record.format, Int8)
+    return has_int8_weights(format if record is None else record.format)
 
 
 def _settle_(

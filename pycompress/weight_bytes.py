@@ -206,7 +206,7 @@ def _format(value: Any, allowed: tuple[Any, ...]) -> Any:
         raise ValueError(f"format must be one of {[cls.__name__ for cls in allowed]}, got {name!r:.99}")
     for key, item in fields.items():
         if isinstance(item, dict):
-            fields[key] = _format(item, (formats.Float32,))
+            fields[key] = _format(item, tuple(formats.BLOCKS))
         elif isinstance(item, list):
             fields[key] = tuple(item)
     return cls(**fields)

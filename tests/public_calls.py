@@ -143,7 +143,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "Sparse": (
         lambda: {"block": (1, 1), "values": pc.Float32()},
-        {"block": Choice(((2, 2), (0, 0), (1,), [1, 1], (1.5, 1))), "values": Choice((pc.Int8(), pc.Float32))},
+        {"block": Choice(((2, 2), (0, 0), (1,), [1, 1], (1.5, 1))), "values": Choice((pc.Int4(), pc.Float32))},
     ),
     "Affine": (
         lambda: {"bits": 8, "signed": False, "per_channel": True},

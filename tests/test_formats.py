@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pycompress.formats import Affine, FixedPoint, Float32, Int8, Sparse, decode_nonzeros, encode_nonzeros
+from pycompress.formats import Affine, FixedPoint, Float32, Int4, Int8, Sparse, decode_nonzeros, encode_nonzeros
 
 
 def round_trip(dense):
@@ -74,7 +74,9 @@ def test_a_gap_is_no_larger_than_the_array_even_where_sums_could_wrap():
         decode_nonzeros(gaps, np.zeros(0, np.float32), (1000,))
 
 
-@pytest.mark.parametrize("format", [Float32(), Int8(), Sparse(), Affine(4, True), FixedPoint(3)])
+@pytest.mark.parametrize(
+    "format", [Float32(), Int8(), Sparse(), Sparse((16, 4), Int8()), Affine(4, True), FixedPoint(3)]
+)
 def test_formats_are_immutable_values(format):
     assert format == dataclasses.replace(format) and hash(format) == hash(dataclasses.replace(format))
     assert eval(repr(format)) == format
@@ -93,9 +95,11 @@ def test_formats_refuse_what_has_no_meaning():
         for bits in (True, 4.0, "8", None, np.ones(2)):
             with pytest.raises(TypeError, match=r"^bits must be"):
                 make(bits=bits)
-    for block in ((1, 4), (0, 0), 1, None, "11", [1, 1]):
+    for block in ((1, 4), (0, 0), (32, 4), 1, None, "11", [1, 1]):
         with pytest.raises(ValueError, match=r"^block must be"):
             Sparse(block=block)
-    for values in (Int8(), None, "float32", Float32):
+    with pytest.raises(ValueError, match=r"^block must be"):
+        Sparse(block=(8, 1), values=Int8())
+    for values in (Int4(), None, "float32", Float32):
         with pytest.raises(ValueError, match=r"^values must be"):
             Sparse(values=values)

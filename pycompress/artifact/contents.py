@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import NamedTuple
 
-from ..formats import Int4, Int8
+from ..formats import Int4, Int8, has_int8_weights
 from . import attention, coding, embeddings, recurrent
 from .container import ArtifactError, Entry, Header, digest_fits, read_header
 from .durable import check_path, read_file
@@ -102,7 +102,7 @@ def packed_names(layer: str) -> dict[str, str]:
 def _has_int8_inputs(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> bool:
     if layer.packed is not None:
         format = layer.packed.format
-        return isinstance(format, Int8) or (isinstance(format, Int4) and format.activations == "int8")
+        return has_int8_weights(format) or (isinstance(format, Int4) and format.activations == "int8")
     weight = tensors.get(packed_names(name)["weight"])
     return weight is not None and weight.record is not None and isinstance(weight.record.grid, Int8)
 
@@ -119,7 +119,8 @@ def _check_packed(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> 
     if any(stored.record is not None and stored.record.grid is not None for stored in found.values()):
         raise ArtifactError(f"packed layer {name!r:.99} must not have a grid: its scale is a tensor of its own")
     format = None if layer.packed is None else layer.packed.format
-    if (scale is not None) != (weight.dtype == "I8") or (isinstance(format, (Int8, Int4)) and scale is None):
+    has_integers = has_int8_weights(format) or isinstance(format, Int4)
+    if (scale is not None) != (weight.dtype == "I8") or (has_integers and scale is None):
         raise ArtifactError(f"packed layer {name!r:.99} must have a scale with integers, and with these alone")
     expected: dict[str, tuple[str, tuple[int, ...]]] = dict.fromkeys(("scale", "bias"), ("F32", weight.shape[:1]))
     if isinstance(format, Int4):

@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from ..formats import Float32, Format, Grid
+from ..formats import BLOCKS, Float32, Format, Grid
 from ..kernels.ops import Activation
 from ..layers import LayerDecision
 from .container import ITEM_BYTES, ArtifactError, read_json, read_shape
@@ -279,7 +279,7 @@ def _format(value: object, where: str, allowed: tuple[type, ...]) -> Any:
     for key, item in record.items():
         expected = getattr(default, key)
         if is_dataclass(expected):
-            found[key] = _format(item, f"{where}.{key}", (type(expected),))
+            found[key] = _format(item, f"{where}.{key}", tuple(BLOCKS))
         else:
             found[key] = tuple(item) if isinstance(item, list) else item
             if type(found[key]) is not type(expected):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats import Int4, Int8
+from ..formats import Int4, has_int8_weights
 from . import arrays, backends
 from .arrays import ArrayLike
 from .packed import PackedWeight, positive
@@ -41,8 +41,9 @@ def linear(
     ``t = t + float(A_g) * s_g``; ``y = t * (m / 127) + bias[o]``, every operation rounded once: the same bits
     everywhere. With ``scales="int"``: as Int8, with the weights ``q * multiplier``.
 
-    Sparse: fp32 over the stored weights; the order of additions, and so the result, does not depend on the number of
-    threads nor on how a batch is cut. A pruned weight times infinity is skipped.
+    Sparse with Int8 values: the numbers of Int8, bit for bit. Else Sparse: fp32 over the stored weights; the order of
+    additions, and so the result, does not depend on the number of threads nor on how a batch is cut. A pruned weight
+    times infinity is skipped, unless it lies in a block that is kept.
 
     Parameters
     ----------
@@ -52,9 +53,9 @@ def linear(
     activation : None, "relu", "gelu", "silu", "tanh" or "sigmoid"
         GELU is ``y * Phi(y)`` with the normal distribution function itself, not with its tanh approximation.
     residual : [..., out_features] float32, float16 or bfloat16, optional
-        Added before the activation; Int8 only.
+        Added before the activation; Int8 weights only.
     output_scale : float, optional
-        Return ``clamp(rint(y * (1 / output_scale)), -127, 127)`` as int8 (0 for NaN) instead of y; Int8 only.
+        Return ``clamp(rint(y * (1 / output_scale)), -127, 127)`` as int8 (0 for NaN) instead of y; Int8 weights only.
 
     Returns
     -------
@@ -92,7 +93,7 @@ def linear(
                 return y
     array = _rows(x, packed)
     rows = np.ascontiguousarray(array.reshape(int(np.prod(array.shape[:-1])), in_features))
-    if isinstance(packed.format, Int8):
+    if has_int8_weights(packed.format):
         added = None if residual is None else _residual(residual, (*array.shape[:-1], out_features))
         scale = 0.0 if output_scale is None else positive(output_scale, "output_scale")
         kind = "int8" if scale else "bfloat16" if arrays.is_bfloat16(x) else "float32"
@@ -110,7 +111,7 @@ def linear(
 def _rows(x: ArrayLike, packed: PackedWeight) -> NDArray[Any]:
     """Return x as an array [..., in_features], float32 or, where the weight takes integers, int8."""
     array = arrays.view(x, "x")
-    if array.dtype != np.int8 or not isinstance(packed.format, Int8) or packed.input_scale is None:
+    if array.dtype != np.int8 or not has_int8_weights(packed.format) or packed.input_scale is None:
         array = arrays.float32(x, "x")
     if array.ndim == 0 or array.shape[-1] != packed.shape[1]:
         raise ValueError(f"x must have {packed.shape[1]} features in its last dimension, got {arrays.describe(x)}")
@@ -160,7 +161,7 @@ def linear_chain(
     """
     weights, codes = chain_arguments(packed, activations)
     array, kernel = _rows(x, weights[0]), weights[0].kernel
-    one_call = all(isinstance(w.format, Int8) and w._native is not None and w.kernel == kernel for w in weights)
+    one_call = all(has_int8_weights(w.format) and w._native is not None and w.kernel == kernel for w in weights)
     if one_call and array.dtype == np.float32:
         rows = np.ascontiguousarray(array.reshape(int(np.prod(array.shape[:-1])), array.shape[-1]))
         states, out_features = [weight._native for weight in weights], weights[-1].shape[0]
@@ -180,7 +181,7 @@ def chain_call(packed: Sequence[PackedWeight], activations: Sequence[Activation 
     It takes what :func:`pycompress.kernels.arrays.is_plain_tensor` accepts, and returns None for another number of
     features than that of the first weight.
     """
-    states = [weight._native if isinstance(weight.format, Int8) else None for weight in packed]
+    states = [weight._native if has_int8_weights(weight.format) else None for weight in packed]
     fit = all(a.shape[0] == b.shape[1] for a, b in itertools.pairwise(packed))
     if None in states or not fit or len({weight.kernel for weight in packed}) > 1 or packed[0].shape[1] == 0:
         return None

@@ -7,7 +7,17 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats import Format, Int4, Int8, Sparse, decode_nibbles, decode_nonzeros, encode_nibbles, encode_nonzeros
+from ..formats import (
+    Format,
+    Int4,
+    Int8,
+    Sparse,
+    decode_nibbles,
+    decode_nonzeros,
+    encode_nibbles,
+    encode_nonzeros,
+    has_int8_weights,
+)
 from . import arrays, backends, int4
 from .arrays import ArrayLike
 from .immutable import Numbered
@@ -98,7 +108,7 @@ class PackedWeight(Numbered):
         >>> pack(np.array([[0.0, 127.0]], np.float32), Int8()).canonical_weight()
         array([[  0, 127]], dtype=int8)
         """
-        if isinstance(self.format, Int8):
+        if has_int8_weights(self.format):
             return cast("NDArray[Any]", self._module.unpack_int8(self._state))
         if isinstance(self.format, Int4):
             return cast("NDArray[Any]", self._module.unpack_int4(self._state))
@@ -163,7 +173,8 @@ def pack(
 
     With :class:`Int8` a float weight is rounded, ``q = clamp(rint(w / s), -127, 127)``, with ``s[o] = max|w[o]| / 127``
     (1 for a row of zeros) or with the given ``scale``; an int8 weight is kept as exactly those integers. With
-    :class:`Sparse` the nonzero weights are kept in fp32 (an int8 weight as the products ``q * scale``).
+    :class:`Sparse` the nonzero weights are kept, in fp32 (an int8 weight as the products ``q * scale``) or, with
+    ``values=Int8()``, as the integers that Int8 has.
 
     With :class:`Int4` a float weight is rounded group by group, ``q = clamp(rint(w / s), -8, 7)`` with ``s`` the entry
     of largest magnitude / -8 (so that it becomes -8), or with zero points ``q = clamp(rint(w / s) + z, 0, 15)`` with
@@ -216,7 +227,7 @@ def pack(
     out_features, in_features = array.shape
     bias_array = checked_bias(bias, "bias", out_features)
     if input_scale is not None:
-        if isinstance(format, Sparse) or (isinstance(format, Int4) and format.activations != "int8"):
+        if not (has_int8_weights(format) or (isinstance(format, Int4) and format.activations == "int8")):
             raise ValueError(f"input_scale must be None with {format}: its activations stay fp32")
         input_scale = positive(input_scale, "input_scale")
     parts = int4.parts(array, format, scale, zero_point, multiplier) if isinstance(format, Int4) else None
@@ -227,7 +238,7 @@ def pack(
         scale_array = checked_scale(scale, "scale", out_features)
 
     module = backends.backend()
-    if isinstance(format, Int8):
+    if has_int8_weights(format):
         integers, scale_array = integers_of(array, scale_array)
         state = module.pack_int8(np.ascontiguousarray(integers), scale_array, bias_array, input_scale)
         nonzeros = int(np.count_nonzero(integers))

@@ -1,0 +1,84 @@
+"""Sparse weights in every block shape and value type: their numbers, copies, files and exported bytes."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pycompress as pc
+from pycompress import kernels
+from pycompress.formats import BLOCKS, Float32, Int8, Sparse
+from pycompress.layers import PackedLinear
+from pycompress.weight_bytes import from_bytes, to_bytes
+
+FORMATS = [Sparse(block, values()) for values, blocks in BLOCKS.items() for block in blocks]
+
+
+def weight_in_blocks(rng, block, out=70, inputs=130, density=0.4):
+    """A weight whose zeros come in blocks, the last ones cut off by the edge."""
+    kept = rng.random((-(-out // block[0]), -(-inputs // block[1]))) < density
+    mask = np.kron(kept, np.ones(block, bool))[:out, :inputs]
+    return np.where(mask, rng.standard_normal((out, inputs)), 0).astype(np.float32)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize("in_blocks", [True, False])
+def test_a_block_shape_changes_no_number(rng, format, in_blocks):
+    weight = weight_in_blocks(rng, format.block if in_blocks else (1, 1))
+    bias = rng.standard_normal(70).astype(np.float32)
+    packed = kernels.pack(weight, format, bias)
+    plain = kernels.pack(weight, Int8() if format.values == Int8() else Sparse(), bias)
+    np.testing.assert_array_equal(packed.unpack(), plain.unpack())
+    assert packed.density == plain.density
+    for rows in (1, 2, 7, 16, 33, 65):
+        x = rng.standard_normal((rows, 130)).astype(np.float32)
+        np.testing.assert_array_equal(kernels.linear(x, packed, "relu"), kernels.linear(x, plain, "relu"))
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_copies_files_and_exported_bytes_keep_the_bits(rng, format, tmp_path):
+    weight = weight_in_blocks(rng, format.block)
+    static = 0.03 if isinstance(format.values, Int8) else None
+    packed = kernels.pack(weight, format, rng.standard_normal(70).astype(np.float32), input_scale=static)
+    model = nn.Sequential(PackedLinear(packed, "gelu")).eval()
+    x = torch.randn(5, 130, generator=torch.Generator().manual_seed(0))
+    expected = model(x)
+    pc.save(model, tmp_path / "model.pyc")
+    loaded = pc.load(tmp_path / "model.pyc", into=nn.Sequential(nn.Linear(130, 70)))
+    assert loaded[0].packed.format == format and loaded[0].packed.input_scale == packed.input_scale
+    assert torch.equal(loaded(x), expected)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), expected)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert ("0.weight_gaps" in state) and ("0.scale" in state) == isinstance(format.values, Int8)
+    model.load_state_dict(state)
+    assert torch.equal(model(x), expected)
+    again = from_bytes(to_bytes(packed))
+    assert again.format == format and torch.equal(PackedLinear(again, "gelu")(x), expected)
+
+
+def test_int8_values_take_what_int8_takes(rng):
+    weight = weight_in_blocks(rng, (16, 4))
+    sparse, dense = (kernels.pack(weight, f, input_scale=0.05) for f in (Sparse((16, 4), Int8()), Int8()))
+    x = rng.standard_normal((9, 130)).astype(np.float32)
+    added = rng.standard_normal((9, 70)).astype(np.float32)
+    for options in ({"residual": added}, {"output_scale": 0.1}, {}):
+        np.testing.assert_array_equal(
+            kernels.linear(x, sparse, "silu", **options), kernels.linear(x, dense, "silu", **options)
+        )
+    q = rng.integers(-128, 128, (9, 130)).astype(np.int8)
+    np.testing.assert_array_equal(kernels.linear(q, sparse), kernels.linear(q, dense))
+    second = kernels.pack(rng.standard_normal((20, 70)).astype(np.float32), Sparse(values=Int8()), input_scale=0.1)
+    chained = kernels.linear_chain(x, [sparse, second], ["relu", None])
+    np.testing.assert_array_equal(chained, kernels.linear(kernels.linear(x, dense, "relu"), second))
+    with pytest.raises(ValueError, match=r"^input_scale must be None"):
+        kernels.pack(weight, Sparse((8, 1)), input_scale=0.1)
+    assert kernels.pack(weight, Sparse(values=Float32())).input_scale is None
