@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import kernels, torch_ops
-from .formats import Format, Int4, Int8, decode_nonzeros, encode_nonzeros
+from .codes import decode_nonzeros, encode_nonzeros
+from .formats import Format, Int4, Int8
 from .kernels.ops import Activation, activation_code
 
 
@@ -175,7 +176,7 @@ class PackedLinear(PackedLayer):
     Notes
     -----
     ``state_dict`` holds ``weight`` [out, in] int8 for Int8; for Sparse the ``weight_gaps`` uint8 and ``weight_values``
-    (int8 where there is a scale, else float32) of :func:`pycompress.formats.encode_nonzeros`; and, where they exist,
+    (int8 where there is a scale, else float32) of :func:`pycompress.codes.encode_nonzeros`; and, where they exist,
     ``scale`` [out], ``bias`` [out] and ``input_scale`` [], float32. For Int4 ``weight`` [out, in] int8, ``scale``
     [out, groups] float16 and, with zero points, ``zero_point`` [out, groups] uint8; or ``scale`` [out] float32 and
     ``multiplier`` [out, groups] uint8. Loading needs the same keys.

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from . import formats, kernels
-from .formats import decode_nonzeros, encode_nonzeros
+from .codes import decode_nonzeros, encode_nonzeros
 
 MAGIC = b"PYCWGT01"
 _START = len(MAGIC) + 32

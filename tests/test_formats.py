@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pycompress.formats import Affine, FixedPoint, Float32, Int4, Int8, Sparse, decode_nonzeros, encode_nonzeros
+from pycompress.codes import decode_nonzeros, encode_nonzeros
+from pycompress.formats import Affine, FixedPoint, Float32, Int4, Int8, Sparse
 
 
 def round_trip(dense):

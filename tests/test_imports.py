@@ -28,7 +28,7 @@ ROWS = [
     "selection undo calls sequences activations int8_images flows tables",
     "weight_bytes",
     "kernels",
-    "formats",
+    "formats codes",
 ]
 RANK = {name: -row for row, names in enumerate(ROWS) for name in names.split()}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -7,7 +7,8 @@ import pytest
 from cases import bits
 
 from pycompress import kernels
-from pycompress.formats import Int4, Int8, Sparse, decode_nibbles, encode_nibbles
+from pycompress.codes import decode_nibbles, encode_nibbles
+from pycompress.formats import Int4, Int8, Sparse
 
 torch = pytest.importorskip("torch")
 

@@ -12,16 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import grids
-from ..formats import (
-    Affine,
-    FixedPoint,
-    Grid,
-    Int8,
-    decode_nibbles,
-    decode_nonzeros,
-    encode_nibbles,
-    encode_nonzeros,
-)
+from ..codes import decode_nibbles, decode_nonzeros, encode_nibbles, encode_nonzeros
+from ..formats import Affine, FixedPoint, Grid, Int8
 from ..grids import GridRecord
 from .container import ArtifactError
 from .schema import TensorRecord

@@ -7,17 +7,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats import (
-    Format,
-    Int4,
-    Int8,
-    Sparse,
-    decode_nibbles,
-    decode_nonzeros,
-    encode_nibbles,
-    encode_nonzeros,
-    has_int8_weights,
-)
+from ..codes import decode_nibbles, decode_nonzeros, encode_nibbles, encode_nonzeros
+from ..formats import Format, Int4, Int8, Sparse, has_int8_weights
 from . import arrays, backends, int4
 from .arrays import ArrayLike
 from .immutable import Numbered
