@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .quantize import quantize_ as quantize_
     from .rescaling import equalize_ as equalize_
     from .rescaling import smooth_ as smooth_
+    from .structure import permute_channels as permute_channels
     from .structure import simplify as simplify
     from .training import cosine as cosine
     from .training import fit_ as fit_
@@ -67,7 +68,7 @@ _HOME = {
     **dict.fromkeys(("Blocks", "Columns", "NM", "Rows", "Unstructured", "prune_"), "prune"),
     "quantize_": "quantize",
     **dict.fromkeys(("equalize_", "smooth_"), "rescaling"),
-    "simplify": "structure",
+    **dict.fromkeys(("permute_channels", "simplify"), "structure"),
     **dict.fromkeys(("cosine", "fit_", "plateau", "reestimate_batch_norm_", "step_schedule"), "training"),
     **dict.fromkeys(
         ("LeaveOneOut", "Verdict", "compare_membership", "cross_validate", "membership_inference", "validate"),

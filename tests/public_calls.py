@@ -242,6 +242,25 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
             "progress": Flag(),
         },
     ),
+    "permute_channels": (
+        lambda: {
+            "model": blocked(),
+            "example_inputs": INPUTS,
+            "block": (2, 1),
+            "sparsity": 0.5,
+            "score": pc.scores.magnitude,
+            "include": ["*"],
+            "exclude": ["4"],
+        },
+        {
+            "model": Model(),
+            "example_inputs": Inputs(),
+            "block": Choice(((0, 1), (1,), [2, 2], (2.0, 1))),
+            "sparsity": Number((0.0, 1.0, -0.1, *NAN)),
+            "score": SCORE,
+            **LAYER_CHOICE,
+        },
+    ),
     "pack": (
         lambda: {"model": model(), "example_inputs": INPUTS, "format": pc.Int8(), "force": True},
         {
@@ -497,6 +516,7 @@ NONE_IS_LEGAL = {
     "smooth_": ("include", "exclude"),
     "equalize_": ("include", "exclude"),
     "simplify": ("score", "include", "exclude"),
+    "permute_channels": ("include", "exclude"),
     "pack": ("format",),
     "profile": ("sparsity",),
     "quantize_dynamic": ("qconfig_spec", "example_inputs"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,42 @@ def cut_(model: nn.Module, coupling: Coupling, lost: Tensor) -> None:
         if not own_tensors(module):
             change_numbers_(module, _numbers(module, every[0].numel(), int((~torch.isin(every[0], gone)).sum())))
     keep_plain_(model)
+
+
+def move_(model: nn.Module, coupling: Coupling, index_of: Callable[[Tensor], Tensor | None]) -> None:
+    """Put units into another order in all modules that give or take them. Gradients are dropped.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place.
+    coupling : Coupling
+        Of this model.
+    index_of : function
+        From the units along a dimension of a tensor to the positions whose entries come there; None: as they were.
+
+    Examples
+    --------
+    >>> coupling, model = Coupling(), nn.Sequential(nn.Linear(1, 2))
+    >>> units, before = coupling.add_layer("0", 2), model[0].weight.detach().clone()
+    >>> move_(model, coupling, lambda units: units.flip(0))
+    >>> torch.equal(model[0].weight, before.flip(0))
+    True
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    none = torch.zeros(coupling.count, dtype=torch.bool)
+    for parameter in model.parameters():
+        parameter.grad = None
+    for name in coupling.units():
+        module = model.get_submodule(name)
+        parts, groups = parts_of(name, module, coupling, none)
+        moves: _Cuts = {}
+        for part in parts:
+            index = index_of(part.units)
+            if index is not None:
+                moves.setdefault(part.parameter, []).append((part.dim, index))
+        if moves:
+            _cut_module_(module, moves, groups, made)
 
 
 def _numbers(module: nn.Module, channels: int, left: int) -> dict[str, int]:

@@ -183,7 +183,7 @@ def _smaller(
         return copy_of(model)
     traced = trace(model, example_inputs)
     candidates = losing_layers(traced)
-    fractions = _fractions(model, candidates, selected, fraction)
+    fractions = fractions_of(model, candidates, selected, fraction)
     coupling, labels = follow(traced)
     mark_modules(model, traced, coupling)
     ends = set(coupling.layers(coupling.outputs)) - set(candidates)
@@ -223,7 +223,7 @@ def _check_fraction(fraction: object) -> None:
             raise ValueError(f"{where} must be at least 0 and below 1, got {value}")
 
 
-def _fractions(
+def fractions_of(
     model: nn.Module, layers: list[str], selected: dict[str, nn.Module], fraction: float | Mapping[str, float]
 ) -> dict[str, float]:
     """Return the fraction of each layer that loses outputs."""
@@ -289,21 +289,28 @@ def _check_runs(result: nn.Module, example_inputs: Tree, traced_outputs: Any) ->
             return forward(copy_of(result).eval(), example_inputs, "example_inputs")
 
     found = outputs()
-    if not _same(found, traced_outputs) and _same(found, outputs()):  # else it is the model that draws numbers
+    if not same_outputs(found, traced_outputs) and same_outputs(found, outputs()):  # else the model draws numbers
         raise ValueError(
             "model must not compute with the sizes of its layers (as in x * self.layer.out_features ** -0.5), got other"
             " outputs with smaller layers"
         )
 
 
-def _same(a: Any, b: Any) -> bool:
+def same_outputs(a: Any, b: Any) -> bool:
+    """Whether two outputs are the same but for rounding: within a thousandth of the largest entry of the second.
+
+    Examples
+    --------
+    >>> same_outputs([torch.ones(2)], [torch.tensor([1.0, 0.9999])]), same_outputs(torch.ones(2), torch.zeros(2))
+    (True, False)
+    """
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         close = functools.partial(torch.allclose, rtol=0, equal_nan=True)
         return a.shape == b.shape and (torch.equal(a, b) or close(a.double(), b.double(), atol=_largest(b) * 1e-3))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(same_outputs(a[key], b[key]) for key in a)
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(same_outputs, a, b))
     return True
 
 
