@@ -9,6 +9,7 @@ Inputs are handed to Numba read-only and aligned, so that each kernel is compile
 slices): Numba tests other indices for being negative, and such a loop is not vectorised.
 """
 
+from .codebook import codebook_linear, pack_codebook, unpack_codebook
 from .convolution import int8_conv, int8_conv_last, pack_conv, pack_conv_last
 from .int4 import int4_linear, pack_int4, unpack_int4
 from .matmul import (
@@ -26,6 +27,7 @@ from .vectors import apply_threshold, column_scores, dequantize, kth_magnitude, 
 
 __all__ = [
     "apply_threshold",
+    "codebook_linear",
     "column_scores",
     "dequantize",
     "int4_linear",
@@ -35,6 +37,7 @@ __all__ = [
     "int8_matmul",
     "int8_recurrent",
     "kth_magnitude",
+    "pack_codebook",
     "pack_conv",
     "pack_conv_last",
     "pack_csr",
@@ -46,6 +49,7 @@ __all__ = [
     "row_scores",
     "sparse_linear",
     "spmm",
+    "unpack_codebook",
     "unpack_csr",
     "unpack_int4",
     "unpack_int8",

@@ -4,6 +4,7 @@ int8 follows its written fp32 formula step by step, so that all other implementa
 bit. The names are those of `numba_cpu` and `native`; `ops.py` checks arguments before it calls any of them.
 """
 
+from .codebook import CodebookParts, CodebookState, codebook_linear, pack_codebook, unpack_codebook
 from .convolution import ConvState, int8_conv, int8_conv_last, pack_conv, pack_conv_last
 from .int4 import Int4Parts, Int4State, int4_linear, pack_int4, unpack_int4
 from .matmul import (
@@ -33,6 +34,8 @@ __all__ = [
     "GATES",
     "ZERO_ROW",
     "Cell",
+    "CodebookParts",
+    "CodebookState",
     "ConvState",
     "CsrState",
     "Float",
@@ -46,6 +49,7 @@ __all__ = [
     "Starts",
     "apply_threshold",
     "as_output",
+    "codebook_linear",
     "column_scores",
     "dequantize",
     "int4_linear",
@@ -55,6 +59,7 @@ __all__ = [
     "int8_matmul",
     "int8_recurrent",
     "kth_magnitude",
+    "pack_codebook",
     "pack_conv",
     "pack_conv_last",
     "pack_csr",
@@ -67,6 +72,7 @@ __all__ = [
     "row_scores",
     "sparse_linear",
     "spmm",
+    "unpack_codebook",
     "unpack_csr",
     "unpack_int4",
     "unpack_int8",
