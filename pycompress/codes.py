@@ -246,4 +246,5 @@ def decode_codes(
         raise ValueError(f"codes must end with 0, got {places[-1]}")
     if size and int(places.max()) >= table.size:
         raise ValueError(f"codes must be below {table.size}, the size of the table, got {int(places.max())}")
-    return table[places[:size]].reshape(shape)
+    integers: NDArray[np.int8] = table[places[:size]].reshape(shape)
+    return integers

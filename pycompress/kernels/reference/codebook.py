@@ -40,8 +40,11 @@ class CodebookParts:
 
     def floats(self) -> Float:
         """Return the weight [out, in]: q * s."""
-        scale = self.channel_scale[:, None] if self.scale is None else self.along(self.scale).astype(np.float32)
-        return self.weight.astype(np.float32) * scale
+        integers = self.weight.astype(np.float32)
+        if self.channel_scale is not None:
+            return integers * self.channel_scale[:, None]
+        assert self.scale is not None
+        return integers * self.along(self.scale).astype(np.float32)
 
 
 @dataclass(frozen=True)
