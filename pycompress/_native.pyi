@@ -37,9 +37,6 @@ class Int8Chain:
 class Int4State(_State):
     def unpack(self) -> NDArray[np.int8]: ...
 
-class CodebookState(_State):
-    def unpack(self) -> NDArray[np.int8]: ...
-
 class SparseState(_State):
     def unpack(self) -> NDArray[np.float32]: ...
 
@@ -133,17 +130,6 @@ def pack_int4(
     input_scale: float | None,
     isa: str,
 ) -> Int4State: ...
-def pack_codebook(
-    codes: NDArray[np.int8],
-    table: NDArray[np.int8],
-    bits: int,
-    group: int,
-    scale: NDArray[np.uint16] | None,
-    channel_scale: NDArray[np.float32] | None,
-    bias: NDArray[np.float32] | None,
-    input_scale: float | None,
-    isa: str,
-) -> CodebookState: ...
 def pack_int8(
     weight: NDArray[np.int8],
     scale: NDArray[np.float32],
@@ -188,9 +174,34 @@ def quantize(
     threads: int,
     isa: str,
 ) -> None: ...
-def scores(x: NDArray[np.float32], power: int, per_column: bool, threads: int, isa: str) -> NDArray[np.float32]: ...
-def kth_magnitude(arrays: list[NDArray[np.float32]], k: int, threads: int, isa: str) -> float: ...
-def threshold(x: NDArray[np.float32], limit: float, threads: int, isa: str) -> int: ...
+def scores(
+    x: NDArray[Any],
+    height: int,
+    width: int,
+    g: NDArray[Any] | None,
+    factor: NDArray[np.float32] | None,
+    threads: int,
+    isa: str,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+def kth_magnitude(arrays: list[NDArray[Any]], k: int, threads: int, isa: str) -> tuple[float, int]: ...
+def threshold(
+    x: NDArray[Any],
+    limit: float,
+    write: bool,
+    mask: NDArray[np.int8] | None,
+    bitmap: NDArray[np.uint8] | None,
+    threads: int,
+    isa: str,
+) -> int: ...
+def packed_above(
+    x: NDArray[Any],
+    limit: float,
+    mask: NDArray[np.int8] | None,
+    bitmap: NDArray[np.uint8] | None,
+    threads: int,
+    isa: str,
+) -> tuple[NDArray[np.uint8], NDArray[Any]]: ...
+def nm_mask(x: NDArray[Any], n: int, m: int, mask: NDArray[np.int8], threads: int, isa: str) -> None: ...
 def limits(limit: str, data: NDArray[np.uint8], steps: int, threads: int, isa: str) -> float: ...
 def pack_dense(
     weight: NDArray[np.int8],

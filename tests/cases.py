@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import cases_codebook
 import cases_convolution
 import cases_int4
 import cases_recurrent
+import cases_selection
 import cases_sparse
 import numpy as np
 from scipy.special import expit, ndtr
@@ -308,23 +308,6 @@ def _dequantize_truth(problem: dict[str, Any]) -> np.ndarray:
     return (q - _along(problem["zero_point"], axis, q.ndim)) * _along(problem["scale"], axis, q.ndim)
 
 
-def _scores(rng: np.random.Generator, rows: int, columns: int, _: int) -> dict[str, Any]:
-    return {"weight": floats(rng, rows, columns), "per": str(rng.choice(["row", "column", "element"]))}
-
-
-def _scores_truth(problem: dict[str, Any], power: int) -> np.ndarray:
-    magnitudes = np.abs(problem["weight"].astype(np.float64))
-    if problem["per"] == "element":
-        return magnitudes
-    return (magnitudes**power).sum(axis=1 if problem["per"] == "row" else 0) ** (1 / power)
-
-
-def _scores_tolerance(problem: dict[str, Any], truth: np.ndarray) -> np.ndarray:
-    if problem["per"] == "element":
-        return np.zeros_like(truth)
-    return (2 * problem["weight"].shape[problem["per"] == "row"] + 1) * ULP * truth
-
-
 def _kth_magnitude(rng: np.random.Generator, a: int, b: int, c: int) -> dict[str, Any]:
     arrays = [floats(rng, n) for n in (a, b, c, 1)] + [floats(rng, min(a, 20), b)]
     if rng.random() < 0.4:  # ties
@@ -379,7 +362,6 @@ OPERATIONS = {
         ),
         Operation("int4_linear", cases_int4.weight_only, run_linear, cases_int4.truth, cases_int4.tolerance),
         Operation("int4_int8_linear", cases_int4.quantized, run_linear, _by_reference(run_linear)),
-        Operation("codebook_linear", cases_codebook.make, run_linear, _by_reference(run_linear)),
         Operation("sparse_linear", _sparse_linear, run_linear, float_truth, float_tolerance),
         Operation("lstm", functools.partial(cases_recurrent.make, "lstm"), cases_recurrent.run, cases_recurrent.truth),
         Operation("gru", functools.partial(cases_recurrent.make, "gru"), cases_recurrent.run, cases_recurrent.truth),
@@ -387,13 +369,26 @@ OPERATIONS = {
         Operation("int8_matmul", _int8_matmul, lambda p: kernels.int8_matmul(**p), _matmul_truth),
         Operation("quantize", _quantize, lambda p: tuple(kernels.quantize(**p)), _quantize_truth),
         Operation("dequantize", _dequantize, lambda p: kernels.dequantize(**p), _dequantize_truth),
-        Operation(
-            "l1_scores", _scores, lambda p: kernels.l1_scores(**p), lambda p: _scores_truth(p, 1), _scores_tolerance
-        ),
-        Operation(
-            "l2_scores", _scores, lambda p: kernels.l2_scores(**p), lambda p: _scores_truth(p, 2), _scores_tolerance
+        *(
+            Operation(
+                name,
+                cases_selection.scores,
+                lambda p, name=name: getattr(kernels, name)(**p),
+                functools.partial(cases_selection.scores_truth, power=power),
+                cases_selection.scores_tolerance,
+            )
+            for power, name in ((1, "l1_scores"), (2, "l2_scores"))
         ),
         Operation("kth_magnitude", _kth_magnitude, lambda p: kernels.kth_magnitude(**p), _kth_truth),
         Operation("apply_threshold", _threshold, _run_threshold, _threshold_truth),
+        Operation(
+            "norms",
+            cases_selection.norms,
+            cases_selection.run_norms,
+            cases_selection.norms_truth,
+            cases_selection.norms_tolerance,
+        ),
+        Operation("above", cases_selection.above, cases_selection.run_above, cases_selection.above_truth),
+        Operation("nm_mask", cases_selection.nm_mask, lambda p: kernels.nm_mask(**p), cases_selection.nm_truth),
     )
 }

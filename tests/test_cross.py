@@ -1,7 +1,7 @@
-"""Integer kernels at levels that the CPU of the tests may lack: Arm under qemu, x86 by replaced instructions.
+"""int8_linear and int8_rnn at levels that the CPU of the tests may lack: Arm under qemu, x86 by replaced instructions.
 
-C++ programs (native/int8_levels.cpp, rnn_levels.cpp, codebook_levels.cpp) compare every level with the scalar kernel bit
-for bit, and patches of images also with a plain convolution (native/patches.h). Their digests of all outputs must not depend on
+C++ programs (native/int8_levels.cpp, native/rnn_levels.cpp) compare every level with the scalar kernel bit for bit,
+and patches of images also with a plain convolution (native/patches.h). Their digests of all outputs must not depend on
 the architecture.
 """
 
@@ -53,17 +53,13 @@ def run(*command):
 
 
 def kernel_sources():
-    folders = ("csrc", "csrc/int8_linear", "csrc/int8_rnn", "csrc/codebook_linear")
+    folders = ("csrc", "csrc/int8_linear", "csrc/int8_rnn")
     return sorted(str(path) for folder in folders for path in ROOT.glob(f"{folder}/*.cpp"))
 
 
-OPERATIONS = {"int8_levels": "int8_linear", "rnn_levels": "int8_rnn", "codebook_levels": "codebook_linear"}
-ENOUGH = {"int8_levels": 830, "rnn_levels": 290, "codebook_levels": 290}
-SCALE = {
-    "int8_levels": 1,
-    "rnn_levels": 23,
-    "codebook_levels": 23,
-}  # of the argument: problems for each number of rows, or in all
+OPERATIONS = {"int8_levels": "int8_linear", "rnn_levels": "int8_rnn"}
+ENOUGH = {"int8_levels": 830, "rnn_levels": 290}
+SCALE = {"int8_levels": 1, "rnn_levels": 23}  # of the argument: problems for each number of rows, or in all
 
 
 @pytest.fixture(scope="module", params=OPERATIONS)

@@ -264,6 +264,38 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         _valid(tensors=[ROWS, ROWS], k=3),
         {"tensors": Array(finite=False), "k": Number((0, -1, 25, 2**70), integer=True)},
     ),
+    "norms": (
+        _valid(weight=ROWS, per=(2, 2), gradient=None, input_norms=np.ones(3, np.float32)),
+        {
+            "weight": Array(((3,), (), (1, 4, 3))),
+            "per": Choice(),
+            "gradient": Array(right=(4, 3)),
+            "input_norms": Array(((), (4,), (3, 1), (0,)), right=(3,)),
+        },
+    ),
+    "Norms": (_valid(l1=0, l2=0), dict.fromkeys(("l1", "l2"), Anything())),
+    "Kept": (
+        _valid(zeros=0, mask=0, bitmap=0, gaps=0, values=0),
+        dict.fromkeys(("zeros", "mask", "bitmap", "gaps", "values"), Anything()),
+    ),
+    "above": (
+        _valid(array=ROWS, threshold=0.5, mask=True, bitmap=True, packed=True),
+        {
+            "array": Array(finite=False),
+            "threshold": Number((-1.0, -1e-30, np.nan, -np.inf)),
+            "mask": Choice(),
+            "bitmap": Choice(),
+            "packed": Choice(),
+        },
+    ),
+    "nm_mask": (
+        _valid(weight=ROWS, n=2, m=4),
+        {
+            "weight": Array(((3,), (), (1, 4, 3)), finite=False),
+            "n": Number((0, 4, -1, 2**70), integer=True),
+            "m": Number((1, 0, -4, 33, 2**70), integer=True),
+        },
+    ),
     "apply_threshold": (
         _valid(array=ROWS.copy(), threshold=0.5),
         {"array": Array(finite=False, only_float32=True), "threshold": Number((-1.0, -1e-30, np.nan, -np.inf))},
@@ -284,6 +316,8 @@ NONE_IS_LEGAL = {
     *(("pack_lstm", name) for name in ("bias_ih", "bias_hh", "scale_ih", "scale_hh", "scale_hr", "input_scale")),
     *(("pack_gru", name) for name in ("bias_ih", "bias_hh", "scale_ih", "scale_hh", "input_scale")),
     *((name, argument) for name in ("lstm", "gru") for argument in ("state", "batch_sizes")),
+    ("norms", "gradient"),
+    ("norms", "input_norms"),
     ("linear", "activation"),
     ("linear", "residual"),
     ("linear", "output_scale"),

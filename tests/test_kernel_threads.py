@@ -13,7 +13,7 @@ import pytest
 from cases import bits
 
 from pycompress import kernels
-from pycompress.formats import Codebook, Int4, Int8, Sparse
+from pycompress.formats import Int4, Int8, Sparse
 
 THREADS = (1, 2, 3, 4, 8, 16)
 NAMES = list(cases.OPERATIONS)
@@ -29,7 +29,7 @@ def large_problem(name, implementation):
     """A problem of an operation that is worth several threads (a small one for the reference, which has none)."""
     rng = np.random.default_rng(8)
     small = 4 if implementation == "reference" else 1
-    if name in ("int8_linear", "sparse_linear", "int4_linear", "int4_int8_linear", "codebook_linear"):
+    if name in ("int8_linear", "sparse_linear", "int4_linear", "int4_int8_linear"):
         rows, inputs, outputs = 301 // small, 600 // small, 515 // small
         weight = rng.normal(size=(outputs, inputs)).astype(np.float32)
         problem = {"x": rng.normal(size=(rows, inputs)).astype(np.float32), "weight": weight, "activation": None}
@@ -39,8 +39,6 @@ def large_problem(name, implementation):
             return problem
         if name.startswith("int4"):
             return problem | {"format": Int4(activations="float32" if name == "int4_linear" else "int8")}
-        if name == "codebook_linear":
-            return problem | {"format": Codebook(bits=2)}
         return problem | {"scale": None, "input_scale": None}
     if name == "int8_conv":
         return cases_convolution.make(rng, 0, 1, 1) | {
@@ -71,6 +69,12 @@ def large_problem(name, implementation):
         return {"tensors": [x, x[:7] * 2, np.zeros(5, np.float32)], "k": 555_555}
     if name == "apply_threshold":
         return {"array": x, "threshold": 0.7}
+    if name == "norms":
+        return {"weight": x, "per": (3, 5), "gradient": x * x, "input_norms": None}
+    if name == "above":
+        return {"array": x, "threshold": 2.6, "mask": True, "bitmap": True, "packed": True}
+    if name == "nm_mask":
+        return {"weight": x, "n": 2, "m": 4}
     if name in ("l1_scores", "l2_scores"):
         return {"weight": x, "per": "column"}
     return cases.OPERATIONS[name].make(rng, 301 // small, 600 // small, 515 // small)

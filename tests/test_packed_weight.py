@@ -9,7 +9,7 @@ import pytest
 from cases import bits
 
 from pycompress import kernels
-from pycompress.formats import Codebook, Int4, Int8, Sparse
+from pycompress.formats import Int4, Int8, Sparse
 
 RUNNABLE = [name for name in cases.implementations() if not cases.missing(name)]
 
@@ -52,10 +52,7 @@ def packed_weights():
         yield kernels.pack(weight, format, bias, input_scale=0.05 if format.activations == "int8" else None)
     nibbles, half = np.clip(integers // 16, -8, 7), rng.normal(size=(19, 1)).astype(np.float16)
     yield kernels.pack(nibbles, Int4(group=64), bias, scale=half)
-    for format in (Codebook(), Codebook(bits=2, group=32)):
-        yield kernels.pack(weight, format, bias, input_scale=0.05 if format.bits == 2 else None)
-    yield kernels.pack(np.where(integers > 0, np.int8(-127), np.int8(3)), Codebook(), scale=half)
-    for format in (Int8(), Sparse(), Codebook(), *INT4):
+    for format in (Int8(), Sparse(), *INT4):
         for shape in ((0, 5), (5, 0), (0, 0)):
             yield kernels.pack(np.zeros(shape, np.float32), format)
 

@@ -91,12 +91,12 @@ Floats linear(const State& state, const Floats& x, int activation, int threads) 
 
 // One for each file of this folder.
 void bind_channels_last(py::module_& m);
-void bind_codebook(py::module_& m);
 void bind_convolution(py::module_& m);
 void bind_int4(py::module_& m);
 void bind_matmul(py::module_& m);
 void bind_limits(py::module_& m);
 void bind_recurrent(py::module_& m);
+void bind_selection(py::module_& m);
 void bind_spmm(py::module_& m);
 void bind_vectors(py::module_& m);
 

@@ -47,12 +47,12 @@ PYBIND11_MODULE(_native, m) {
   m.def("levels", &levels, "Instruction set levels that have kernels and that this CPU runs, lowest first.");
   m.def("kernels", &kernels, "The levels that each operation exists for.");
   bind_channels_last(m);
-  bind_codebook(m);
   bind_convolution(m);
   bind_int4(m);
   bind_matmul(m);
   bind_limits(m);
   bind_recurrent(m);
+  bind_selection(m);
   bind_spmm(m);
   bind_vectors(m);
 }

@@ -5,15 +5,16 @@
 namespace pycompress {
 namespace {
 
-std::size_t filter(const float* x, std::size_t n, std::uint32_t low, std::uint32_t high, std::uint32_t* kept,
-                   std::size_t, std::uint64_t* below, std::uint32_t* largest) {
+#include "../element.inc"
+
+template <class T>
+std::size_t filter_as(const T* x, std::size_t n, std::uint32_t low, std::uint32_t high, std::uint32_t* kept,
+                      std::uint64_t* below, std::uint32_t* largest) {
   std::size_t size = 0;
   std::uint64_t under = 0;
   std::uint32_t most = *largest;
   for (std::size_t i = 0; i < n; ++i) {
-    std::uint32_t bits;
-    __builtin_memcpy(&bits, x + i, 4);
-    bits &= 0x7fffffffu;
+    const std::uint32_t bits = key(widen(x[i]));
     most = bits > most ? bits : most;
     under += bits < low;
     kept[size] = bits;  // size < n here, and kept holds n
@@ -24,8 +25,15 @@ std::size_t filter(const float* x, std::size_t n, std::uint32_t low, std::uint32
   return size;
 }
 
+std::size_t filter(const void* x, Element type, std::size_t n, std::uint32_t low, std::uint32_t high,
+                   std::uint32_t* kept, std::size_t, std::uint64_t* below, std::uint32_t* largest) {
+  std::size_t size = 0;
+  with_element(type, x, [&](const auto* p) { size = filter_as(p, n, low, high, kept, below, largest); });
+  return size;
+}
+
 }  // namespace
 
-void kth_magnitude_scalar(const kth_magnitude_call& call) { *call.value = select_kth(call, filter); }
+void kth_magnitude_scalar(const kth_magnitude_call& call) { select_kth(call, filter); }
 
 }  // namespace pycompress

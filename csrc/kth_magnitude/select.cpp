@@ -13,30 +13,25 @@ namespace pycompress {
 namespace {
 
 constexpr std::size_t piece = 32768;
-constexpr std::uint32_t infinity_bits = 0x7f800000u;
+constexpr std::uint32_t infinity_bits = 0x7f800000u, top = 0x7fffffffu;
 
-std::uint32_t bits_of(float v) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &v, 4);
-  return bits & 0x7fffffffu;
-}
-
-float float_of(std::uint32_t bits) {
-  float v;
-  std::memcpy(&v, &bits, 4);
-  return v;
-}
+#include "../element.inc"
 
 struct Piece {
-  const float* x;
+  const void* x;
+  Element type;
   std::size_t n;
 };
+
+const void* moved(const void* x, Element type, std::size_t n) {
+  return static_cast<const char*>(x) + n * element_bytes(type);
+}
 
 std::vector<Piece> cut(const kth_magnitude_call& call) {
   std::vector<Piece> pieces;
   for (std::size_t a = 0; a < call.count; ++a) {
     for (std::size_t at = 0; at < call.sizes[a]; at += piece) {
-      pieces.push_back({call.arrays[a] + at, std::min(piece, call.sizes[a] - at)});
+      pieces.push_back({moved(call.arrays[a], call.types[a], at), call.types[a], std::min(piece, call.sizes[a] - at)});
     }
   }
   return pieces;
@@ -51,22 +46,34 @@ struct Random {
   }
 };
 
+// One element from each of `size` stretches of all elements, in their order: no worse than a plain random sample, also
+// for sorted data, and memory is read forwards.
+std::vector<std::uint32_t> drawn(const std::vector<Piece>& pieces, std::uint64_t total, std::size_t size) {
+  std::vector<std::uint32_t> sample(size);
+  Random random;
+  std::size_t p = 0;
+  std::uint64_t before = 0, from = 0;
+  for (std::size_t i = 0; i < size; ++i) {
+    const auto to = static_cast<std::uint64_t>(static_cast<unsigned __int128>(total) * (i + 1) / size);
+    const std::uint64_t at = from + random.below(to - from);
+    while (at - before >= pieces[p].n) before += pieces[p++].n;
+    with_element(pieces[p].type, pieces[p].x, [&](const auto* x) { sample[i] = key(widen(x[at - before])); });
+    from = to;
+  }
+  return sample;
+}
+
 // Values that enclose the k-th of `total` with near certainty (6 standard deviations of the sample's rank).
 void bracket(const std::vector<Piece>& pieces, std::uint64_t total, std::uint64_t k, std::uint32_t* low,
              std::uint32_t* high) {
-  const std::size_t size = static_cast<std::size_t>(std::min<std::uint64_t>(65536, total / 16));
-  std::vector<std::uint32_t> sample(size);
-  Random random;
-  for (auto& s : sample) {
-    const Piece& p = pieces[random.below(pieces.size())];  // the last piece of an array may be short: a small bias
-    s = bits_of(p.x[random.below(p.n)]);
-  }
+  const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(65536, total / 16));
+  std::vector<std::uint32_t> sample = drawn(pieces, total, size);
   const double share = static_cast<double>(k) / static_cast<double>(total), n = static_cast<double>(size);
   const double spread = 6 * std::sqrt(share * (1 - share) * n) + 2;
   const auto first = static_cast<std::ptrdiff_t>(std::floor(share * n - spread));
   const auto last = static_cast<std::ptrdiff_t>(std::ceil(share * n + spread));
   *low = 0;
-  *high = 0x7fffffffu;
+  *high = top;
   if (last < static_cast<std::ptrdiff_t>(size)) {
     std::nth_element(sample.begin(), sample.begin() + last, sample.end());
     *high = sample[static_cast<std::size_t>(last)];
@@ -86,15 +93,26 @@ std::vector<std::uint64_t> histogram(const std::vector<Piece>& pieces, int shift
   std::mutex mutex;
   const std::size_t chunks = threads <= 1 ? 1 : std::min<std::size_t>(pieces.size(), static_cast<std::size_t>(threads));
   parallel_for(chunks, threads, [&](std::size_t i) {
-    std::vector<std::uint64_t> counts(bins);
+    std::vector<std::uint32_t> counts(2 * bins);  // neighbours count apart: equal ones would wait for each other
     for (std::size_t p = pieces.size() * i / chunks; p < pieces.size() * (i + 1) / chunks; ++p) {
-      for (std::size_t j = 0; j < pieces[p].n; ++j) {
-        const std::uint32_t bits = bits_of(pieces[p].x[j]);
-        if (bits >> prefix_shift == prefix) ++counts[(bits >> shift) & mask];
+      with_element(pieces[p].type, pieces[p].x, [&](const auto* x) {
+        const auto count = [&](std::size_t j, std::uint32_t* of) {
+          const std::uint32_t bits = key(widen(x[j]));
+          if (bits >> prefix_shift == prefix) ++of[(bits >> shift) & mask];
+        };
+        const std::size_t n = pieces[p].n;
+        for (std::size_t j = 0; j + 2 <= n; j += 2) {
+          count(j, counts.data());
+          count(j + 1, counts.data() + bins);
+        }
+        if (n % 2) count(n - 1, counts.data());
+      });
+      if ((p + 1) % 32768 == 0 || p + 1 == pieces.size() * (i + 1) / chunks) {  // before 32 bits could overflow
+        std::lock_guard<std::mutex> lock(mutex);
+        for (std::size_t b = 0; b < 2 * bins; ++b) total[b % bins] += counts[b];
+        std::fill(counts.begin(), counts.end(), 0);
       }
     }
-    std::lock_guard<std::mutex> lock(mutex);
-    for (std::size_t b = 0; b < bins; ++b) total[b] += counts[b];
   });
   return total;
 }
@@ -108,48 +126,94 @@ std::uint32_t find_bin(const std::vector<std::uint64_t>& counts, std::uint64_t* 
 float radix(const std::vector<Piece>& pieces, std::uint64_t k, int threads) {
   const std::uint32_t high = find_bin(histogram(pieces, 15, 0xffff, 0, 31, threads), &k);
   const std::uint32_t low = find_bin(histogram(pieces, 0, 0x7fff, high, 15, threads), &k);
-  return float_of(high << 15 | low);
+  return from_bits(high << 15 | low);
+}
+
+// What one pass over everything finds for a bracket [low, high].
+struct Found {
+  std::uint64_t below = 0, inside = 0;  // counts
+  std::uint32_t largest = 0;
+  bool overflow = false;  // more inside than `room`: kept is not all of them
+  std::vector<std::uint32_t> kept;
+};
+
+Found filtered(const std::vector<Piece>& pieces, kth_filter filter, std::uint32_t low, std::uint32_t high,
+               std::size_t room, std::size_t chunks, int threads) {
+  Found found;
+  std::mutex mutex;
+  parallel_for(chunks, threads, [&](std::size_t i) {
+    const std::size_t first = pieces.size() * i / chunks, last = pieces.size() * (i + 1) / chunks;
+    std::vector<std::uint32_t> buffer(piece);
+    Found part;
+    for (std::size_t p = first; p < last; ++p) {
+      const std::size_t n = filter(pieces[p].x, pieces[p].type, pieces[p].n, low, high, buffer.data(), piece,
+                                   &part.below, &part.largest);
+      part.inside += n;
+      part.overflow = part.overflow || part.kept.size() + n > room;
+      if (!part.overflow) part.kept.insert(part.kept.end(), buffer.begin(), buffer.begin() + static_cast<std::ptrdiff_t>(n));
+    }
+    std::lock_guard<std::mutex> lock(mutex);
+    found.below += part.below;
+    found.inside += part.inside;
+    found.largest = std::max(found.largest, part.largest);
+    found.overflow = found.overflow || part.overflow || found.kept.size() + part.kept.size() > room;
+    if (!found.overflow) found.kept.insert(found.kept.end(), part.kept.begin(), part.kept.end());
+  });
+  return found;
+}
+
+float nth(std::vector<std::uint32_t>& kept, std::uint64_t k) {
+  const auto at = kept.begin() + static_cast<std::ptrdiff_t>(k - 1);
+  std::nth_element(kept.begin(), at, kept.end());
+  return from_bits(*at);
 }
 
 }  // namespace
 
-float select_kth(const kth_magnitude_call& call, kth_filter filter) {
+void select_kth(const kth_magnitude_call& call, kth_filter filter) {
   const std::vector<Piece> pieces = cut(call);
+  const std::uint64_t k = call.k;
   std::uint64_t total = 0;
   for (const Piece& p : pieces) total += p.n;
-  std::uint32_t low = 0, high = 0x7fffffffu;
-  if (total > 65536) bracket(pieces, total, call.k, &low, &high);
+  std::uint32_t low = 0, high = top;
+  if (total > 65536) bracket(pieces, total, k, &low, &high);
 
-  const std::size_t room = static_cast<std::size_t>(std::max<std::uint64_t>(65536, total / 16));
+  const auto room = static_cast<std::size_t>(std::max<std::uint64_t>(65536, total / 16));
   const std::size_t chunks = chunk_count(pieces.size(), static_cast<double>(total) * 4e-4, call.threads);
-  std::vector<std::uint32_t> kept;
-  std::uint64_t below = 0;
-  std::uint32_t largest = 0;
-  bool overflow = false;
-  std::mutex mutex;
-  parallel_for(chunks, call.threads, [&](std::size_t i) {
-    const std::size_t first = pieces.size() * i / chunks, last = pieces.size() * (i + 1) / chunks;
-    std::vector<std::uint32_t> part, buffer(piece);
-    std::uint64_t part_below = 0;
-    std::uint32_t part_largest = 0;
-    bool part_overflow = false;
-    for (std::size_t p = first; p < last; ++p) {
-      const std::size_t n =
-          filter(pieces[p].x, pieces[p].n, low, high, buffer.data(), piece, &part_below, &part_largest);
-      part_overflow = part_overflow || part.size() + n > room;
-      if (!part_overflow) part.insert(part.end(), buffer.begin(), buffer.begin() + static_cast<std::ptrdiff_t>(n));
+  *call.way = KthWay::bracket;
+  Found found = filtered(pieces, filter, low, high, room, chunks, call.threads);
+  if (found.largest > infinity_bits) {
+    *call.value = std::numeric_limits<float>::quiet_NaN();
+    return;
+  }
+  const bool inside = k > found.below && k <= found.below + found.inside;
+  if (inside && !found.overflow) {
+    *call.value = nth(found.kept, k - found.below);
+    return;
+  }
+  if (inside) {
+    *call.way = KthWay::ties;
+    const std::uint64_t up_to_high = found.below + found.inside;
+    std::uint64_t up_to_low = up_to_high, below_high = up_to_high;
+    if (low + 1 < high) {
+      found = filtered(pieces, filter, low + 1, high - 1, room, chunks, call.threads);
+      up_to_low = found.below;
+      below_high = found.below + found.inside;
+    } else if (low < high) {
+      found = filtered(pieces, filter, high, high, 0, chunks, call.threads);
+      up_to_low = below_high = found.below;
     }
-    std::lock_guard<std::mutex> lock(mutex);
-    below += part_below;
-    largest = std::max(largest, part_largest);
-    overflow = overflow || part_overflow || kept.size() + part.size() > room;
-    if (!overflow) kept.insert(kept.end(), part.begin(), part.end());
-  });
-  if (largest > infinity_bits) return std::numeric_limits<float>::quiet_NaN();
-  if (overflow || call.k <= below || call.k - below > kept.size()) return radix(pieces, call.k, call.threads);
-  const auto at = kept.begin() + static_cast<std::ptrdiff_t>(call.k - below - 1);
-  std::nth_element(kept.begin(), at, kept.end());
-  return float_of(*at);
+    if (k <= up_to_low || k > below_high) {
+      *call.value = from_bits(k <= up_to_low ? low : high);
+      return;
+    }
+    if (!found.overflow) {
+      *call.value = nth(found.kept, k - up_to_low);
+      return;
+    }
+  }
+  *call.way = KthWay::radix;
+  *call.value = radix(pieces, k, call.threads);
 }
 
 }  // namespace pycompress

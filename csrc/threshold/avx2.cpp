@@ -1,4 +1,6 @@
 // threshold on AVX2: the plain loops, vectorized by the compiler for this level.
+#include <type_traits>
+
 #include "../isa.h"
 #include "../thread_pool.h"
 #include "threshold.h"
@@ -7,6 +9,8 @@
 PYCOMPRESS_BEGIN_AVX2
 namespace pycompress {
 namespace {
+
+#include "../element.inc"
 
 #include "loop.inc"
 

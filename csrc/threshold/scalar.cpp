@@ -1,10 +1,14 @@
 // threshold for any CPU: the plain loop.
+#include <type_traits>
+
 #include "../isa.h"
 #include "../thread_pool.h"
 #include "threshold.h"
 
 namespace pycompress {
 namespace {
+
+#include "../element.inc"
 
 #include "loop.inc"
 

@@ -27,16 +27,19 @@ from .convolution import PackedConv, conv, pack_conv
 from .ops import int8_matmul, linear, linear_chain
 from .packed import PackedWeight, pack
 from .recurrent import PackedRecurrent, gru, lstm, pack_gru, pack_lstm
-from .selection import apply_threshold, kth_magnitude, l1_scores, l2_scores
+from .selection import Kept, Norms, above, apply_threshold, kth_magnitude, l1_scores, l2_scores, nm_mask, norms
 from .sparse import PackedCSR, pack_csr, spmm
 from .uniform import Quantized, dequantize, quantize
 
 __all__ = [
+    "Kept",
+    "Norms",
     "PackedCSR",
     "PackedConv",
     "PackedRecurrent",
     "PackedWeight",
     "Quantized",
+    "above",
     "apply_threshold",
     "available_backends",
     "backend_name",
@@ -53,6 +56,8 @@ __all__ = [
     "linear",
     "linear_chain",
     "lstm",
+    "nm_mask",
+    "norms",
     "pack",
     "pack_conv",
     "pack_csr",

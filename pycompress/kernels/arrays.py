@@ -97,6 +97,18 @@ def float32(x: ArrayLike, name: str) -> NDArray[np.float32]:
     return array.astype(np.float32)
 
 
+def narrow(x: ArrayLike, name: str) -> NDArray[Any]:
+    """Return x as it lies, in native byte order: float32, float16, or for bfloat16 its bits as uint16."""
+    if is_bfloat16(x):
+        view(x[:0] if x.ndim else x, name)  # for its checks
+        array: NDArray[Any] = x.detach().resolve_neg().view(sys.modules["torch"].int16).numpy().view(np.uint16)
+        return array
+    array = view(x, name)
+    if array.dtype.newbyteorder("=") not in (np.dtype(np.float32), np.dtype(np.float16)):
+        raise TypeError(f"{name} must be float32 (or float16, bfloat16), got {describe(x)}")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def finite(array: NDArray[Any], name: str) -> None:
     """Raise a ValueError when array holds NaN or infinity."""
     # A sum of float32 values in float64 overflows only from infinities, and is NaN or infinite with any of them.

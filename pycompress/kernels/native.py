@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _native
-from ..codes import codes_of
 from . import backends
-from .reference import DTYPES, Cell, CodebookParts, Float, Int4Parts, Int8Array, Output, Starts
+from .reference import DTYPES, Above, Cell, Float, Int4Parts, Int8Array, Narrow, Output, Starts
 
 
 def levels() -> list[str]:
@@ -53,22 +52,6 @@ def pack_int4(
 
 
 def unpack_int4(state: _native.Int4State) -> NDArray[np.int8]:
-    """Return the integers [out, in]."""
-    return state.unpack()
-
-
-def pack_codebook(parts: CodebookParts, bias: Float | None, input_scale: float | None) -> _native.CodebookState:
-    """Lay a weight of few bits [out, in] out in panels."""
-    if parts.bits == 1:  # -1 and 1, also where all are 1
-        table, codes = np.array([-1, 1], np.int8), (parts.weight > 0).astype(np.int8)
-    else:
-        table, codes = codes_of(parts.weight, parts.bits)
-    scale = None if parts.scale is None else parts.scale.view(np.uint16)
-    sides = scale, parts.channel_scale, bias, input_scale
-    return _native.pack_codebook(codes, table, parts.bits, parts.group, *sides, backends.isa_name())
-
-
-def unpack_codebook(state: _native.CodebookState) -> NDArray[np.int8]:
     """Return the integers [out, in]."""
     return state.unpack()
 
@@ -170,11 +153,6 @@ def int4_linear(x: Float, state: _native.Int4State, activation: int, threads: in
     return state.linear(x, activation, threads)
 
 
-def codebook_linear(x: Float, state: _native.CodebookState, activation: int, threads: int) -> Float:
-    """Multiply rows [rows, in] with a weight of few bits."""
-    return state.linear(x, activation, threads)
-
-
 def pack_recurrent(
     cell: Cell,
     input_weight: NDArray[np.int8],
@@ -259,21 +237,36 @@ def dequantize(q: NDArray[Any], scale: Float, zero_point: Float, threads: int) -
     return x
 
 
-def row_scores(x: Float, power: int, threads: int) -> Float:
-    """L1 (power 1) or L2 (power 2) norm of each row of x [rows, columns]."""
-    return _native.scores(x, power, False, threads, backends.isa_name())
+def block_norms(
+    x: Narrow, height: int, width: int, gradient: Narrow | None, factor: Float | None, threads: int
+) -> tuple[Float, Float]:
+    """L1 and L2 norm of |x|, of |x * gradient|, or of |x| * factor[column], of each block of x [rows, columns]."""
+    return _native.scores(x, height, width, gradient, factor, threads, backends.isa_name())
 
 
-def column_scores(x: Float, power: int, threads: int) -> Float:
-    """L1 (power 1) or L2 (power 2) norm of each column of x [rows, columns]."""
-    return _native.scores(x, power, True, threads, backends.isa_name())
-
-
-def kth_magnitude(arrays: list[Float], k: int, threads: int) -> float:
+def kth_magnitude(arrays: list[Narrow], k: int, threads: int) -> float:
     """Return the k-th smallest (from 1) magnitude over flat arrays; NaN when there is one."""
-    return _native.kth_magnitude(arrays, k, threads, backends.isa_name())
+    return _native.kth_magnitude(arrays, k, threads, backends.isa_name())[0]
 
 
 def apply_threshold(flat: Float, threshold: float, threads: int) -> int:
     """Set entries with magnitude <= threshold to 0 in place; return their count."""
-    return _native.threshold(flat, threshold, threads, backends.isa_name())
+    return _native.threshold(flat, threshold, True, None, None, threads, backends.isa_name())
+
+
+def above(flat: Narrow, threshold: float, mask: bool, bitmap: bool, packed: bool, threads: int) -> Above:
+    """Mask, bitmap, and gaps and values of what is above a threshold; None where it is not asked for."""
+    marks = np.empty(flat.size, np.int8) if mask else None
+    bits = np.empty(-(-flat.size // 8), np.uint8) if bitmap else None
+    if packed:
+        gaps, values = _native.packed_above(flat, threshold, marks, bits, threads, backends.isa_name())
+        return Above(flat.size - values.size, marks, bits, gaps, values)
+    zeros = _native.threshold(flat, threshold, False, marks, bits, threads, backends.isa_name())
+    return Above(zeros, marks, bits, None, None)
+
+
+def nm_mask(x: Narrow, n: int, m: int, threads: int) -> NDArray[np.int8]:
+    """Mark by -1 the n largest magnitudes of each m consecutive columns; of equal ones those of higher index."""
+    mask = np.empty(x.shape, np.int8)
+    _native.nm_mask(x, n, m, mask, threads, backends.isa_name())
+    return mask

@@ -9,7 +9,6 @@ Inputs are handed to Numba read-only and aligned, so that each kernel is compile
 slices): Numba tests other indices for being negative, and such a loop is not vectorised.
 """
 
-from .codebook import codebook_linear, pack_codebook, unpack_codebook
 from .convolution import int8_conv, int8_conv_last, pack_conv, pack_conv_last
 from .int4 import int4_linear, pack_int4, unpack_int4
 from .matmul import (
@@ -22,13 +21,14 @@ from .matmul import (
     unpack_sparse,
 )
 from .recurrent import int8_recurrent, pack_recurrent, unpack_recurrent
+from .selection import above, apply_threshold, block_norms, kth_magnitude, nm_mask
 from .sparse import pack_csr, spmm, unpack_csr
-from .vectors import apply_threshold, column_scores, dequantize, kth_magnitude, quantize, row_scores
+from .vectors import dequantize, quantize
 
 __all__ = [
+    "above",
     "apply_threshold",
-    "codebook_linear",
-    "column_scores",
+    "block_norms",
     "dequantize",
     "int4_linear",
     "int8_conv",
@@ -37,7 +37,7 @@ __all__ = [
     "int8_matmul",
     "int8_recurrent",
     "kth_magnitude",
-    "pack_codebook",
+    "nm_mask",
     "pack_conv",
     "pack_conv_last",
     "pack_csr",
@@ -46,10 +46,8 @@ __all__ = [
     "pack_recurrent",
     "pack_sparse",
     "quantize",
-    "row_scores",
     "sparse_linear",
     "spmm",
-    "unpack_codebook",
     "unpack_csr",
     "unpack_int4",
     "unpack_int8",

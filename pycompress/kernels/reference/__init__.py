@@ -4,7 +4,6 @@ int8 follows its written fp32 formula step by step, so that all other implementa
 bit. The names are those of `numba_cpu` and `native`; `ops.py` checks arguments before it calls any of them.
 """
 
-from .codebook import CodebookParts, CodebookState, codebook_linear, pack_codebook, unpack_codebook
 from .convolution import ConvState, int8_conv, int8_conv_last, pack_conv, pack_conv_last
 from .int4 import Int4Parts, Int4State, int4_linear, pack_int4, unpack_int4
 from .matmul import (
@@ -26,16 +25,16 @@ from .matmul import (
     unpack_sparse,
 )
 from .recurrent import GATES, Cell, RecurrentState, Starts, int8_recurrent, pack_recurrent, unpack_recurrent
+from .selection import Above, Narrow, above, apply_threshold, block_norms, kth_magnitude, nm_mask
 from .sparse import CsrState, pack_csr, spmm, unpack_csr
-from .vectors import apply_threshold, column_scores, dequantize, kth_magnitude, quantize, row_scores
+from .vectors import dequantize, quantize
 
 __all__ = [
     "DTYPES",
     "GATES",
     "ZERO_ROW",
+    "Above",
     "Cell",
-    "CodebookParts",
-    "CodebookState",
     "ConvState",
     "CsrState",
     "Float",
@@ -43,14 +42,15 @@ __all__ = [
     "Int4State",
     "Int8Array",
     "Int8State",
+    "Narrow",
     "Output",
     "RecurrentState",
     "SparseState",
     "Starts",
+    "above",
     "apply_threshold",
     "as_output",
-    "codebook_linear",
-    "column_scores",
+    "block_norms",
     "dequantize",
     "int4_linear",
     "int8_conv",
@@ -59,7 +59,7 @@ __all__ = [
     "int8_matmul",
     "int8_recurrent",
     "kth_magnitude",
-    "pack_codebook",
+    "nm_mask",
     "pack_conv",
     "pack_conv_last",
     "pack_csr",
@@ -69,10 +69,8 @@ __all__ = [
     "pack_sparse",
     "quantize",
     "quantize_rows",
-    "row_scores",
     "sparse_linear",
     "spmm",
-    "unpack_codebook",
     "unpack_csr",
     "unpack_int4",
     "unpack_int8",
