@@ -14,6 +14,7 @@ from typing import Any
 
 import linears
 import measure
+import pruned
 import pytest
 import vectors
 from measure import OURS
@@ -52,8 +53,23 @@ def test_int8_linear(name: str, rows: int, threads: int, shape: Shape, pool: int
 
 
 @pytest.mark.parametrize("name", PRUNED)
-def test_sparse_linear(name: str, rows: int, threads: int, shape: Shape, pool: int, compared: Any) -> None:
-    _linear("sparse_linear", name, shape, rows, threads, pool, compared)
+@pytest.mark.parametrize("sparsity", pruned.SPARSITIES, ids="{:.0%}".format)
+def test_sparse_linear(name: str, sparsity: float, rows: int, threads: int, shape: Shape, compared: Any) -> None:
+    with measure.threads(threads):
+        problem = pruned.problem(shape, sparsity)
+        calls = problem.calls(rows, problem.contestants if name == OURS else [name])
+    group = f"sparse_linear {sparsity:.0%} {shape[0]}x{shape[1]} rows={rows} threads={threads}"
+    compared(group, calls, name, threads, "torch fp32", *problem.work(rows))
+
+
+@pytest.mark.parametrize("name", [OURS, pruned.UNSTRUCTURED, "torch fp32"])
+@pytest.mark.parametrize("block", pruned.BLOCKS, ids="{0[0]}x{0[1]}".format)
+def test_sparse_blocks(name: str, block: Shape, rows: int, threads: int, shape: Shape, compared: Any) -> None:
+    with measure.threads(threads):
+        problem = pruned.problem(shape, pruned.BLOCK_SPARSITIES[1], block)
+        calls = problem.calls(rows, problem.contestants if name == OURS else [name])
+    group = f"sparse_blocks {block[0]}x{block[1]} {shape[0]}x{shape[1]} rows={rows} threads={threads}"
+    compared(group, calls, name, threads, pruned.UNSTRUCTURED, *problem.work(rows))
 
 
 @lru_cache(maxsize=1)

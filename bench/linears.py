@@ -1,4 +1,4 @@
-"""Linear layers: int8, and sparse at 90 %, by this package and by its peers.
+"""Int8 linear layers by this package and by its peers; pruned ones stand in pruned.py.
 
 A contestant has as many copies of its weight as fill the memory tier, and gets its input in the form that its library
 likes best, made before the timing. Peers that are not installed are left out.
@@ -6,11 +6,9 @@ likes best, made before the timing. Peers that are not installed are left out.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
 
 import measure
 import numpy as np
@@ -19,21 +17,19 @@ from contestants import EIGHT_BITS, EXACT, HALF, Contestant, Point, checked_call
 from int8_peers import dynamic_peers, static_peers
 from measure import OURS
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.nn import functional as F
 
 from pycompress import kernels
-from pycompress.formats import Int8, Sparse
+from pycompress.formats import Int8
 
 SHAPES = [(768, 768), (3072, 768), (768, 3072), (4096, 4096), (11008, 4096)]  # (out_features, in_features)
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 512]
 CORNERS = [(768, 768), (11008, 4096)], [1, 16, 512]
 """Shapes and rows of --quick."""
 
-SPARSITY = 0.9
 INPUT_SCALE = 4.5 / 127  # of normal activations, where it is fixed
-OPERATIONS = ("int8_linear", "int8_linear static", "sparse_linear")
+OPERATIONS = ("int8_linear", "int8_linear static")
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Problem:
 
     def calls(self, rows: int, names: Iterable[str] | None = None) -> dict[str, Callable[[], object]]:
         """Return what is timed for a batch, all contestants or some; their results are checked first."""
-        return checked_calls(self.contestants, *_batch(self.op, self.shape, rows), names)
+        return checked_calls(self.contestants, *_batch(self.shape, rows), names)
 
     def work(self, rows: int) -> tuple[float, float]:
         """Return the operations (a multiplication and an addition for each weight kept) and bytes of one call."""
@@ -61,12 +57,11 @@ class Problem:
 
     def point(self, rows: int) -> Point:
         """Return the line of a table for a batch."""
-        calls = checked_calls(self.contestants, *_batch(self.op, self.shape, rows), lenient=True)
-        eligible = ("torch fp32",) if self.op == "sparse_linear" else tuple(name for name in calls if is_int8(name))
+        calls = checked_calls(self.contestants, *_batch(self.shape, rows), lenient=True)
+        eligible = tuple(name for name in calls if is_int8(name))
         rotated = self.nbytes * len(self.contestants[OURS].copies)
         level = self.level.rpartition("/")[2]
-        work, kind = self.work(rows), "fp32" if self.op == "sparse_linear" else "int8"
-        return Point(list(self.shape), rows, level, self.format, calls, eligible, work, rotated, kind)
+        return Point(list(self.shape), rows, level, self.format, calls, eligible, self.work(rows), rotated)
 
 
 def is_int8(name: str) -> bool:
@@ -88,25 +83,23 @@ def _point(op: str, shape: tuple[int, int], rows: int, threads: int) -> Point:
 
 
 @lru_cache(maxsize=1)
-def _parameters(op: str, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _parameters(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(shape[0] + shape[1])
     weight = torch.randn(shape, generator=generator) / shape[1] ** 0.5
     bias = torch.randn(shape[0], generator=generator)
-    if op == "sparse_linear":
-        weight[weight.abs() <= kernels.kth_magnitude([weight], round(SPARSITY * weight.numel()))] = 0
     return weight, bias
 
 
 @lru_cache(maxsize=len(ROWS))
-def _batch(op: str, shape: tuple[int, int], rows: int) -> tuple[Tensor, NDArray[np.float64]]:
-    weight, bias = _parameters(op, shape)
+def _batch(shape: tuple[int, int], rows: int) -> tuple[Tensor, NDArray[np.float64]]:
+    weight, bias = _parameters(shape)
     x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(rows))
     return x, F.linear(x.double(), weight.double(), bias.double()).numpy()
 
 
 @lru_cache(maxsize=1)
 def problem(op: str, shape: tuple[int, int], threads: int, pool: int) -> Problem:
-    """Make a weight, pruned for sparse_linear, and its contestants.
+    """Make a weight and its contestants.
 
     Parameters
     ----------
@@ -116,24 +109,22 @@ def problem(op: str, shape: tuple[int, int], threads: int, pool: int) -> Problem
     pool : int
         The one number of threads that ONNX Runtime can have in this process; it takes part where that is `threads`.
     """
-    weight, bias = _parameters(op, shape)
-    sparse, static = op == "sparse_linear", op.endswith("static")
+    weight, bias = _parameters(shape)
+    static = op.endswith("static")
     scale = INPUT_SCALE if static else None
-    packed = [kernels.pack(weight, Sparse() if sparse else Int8(), bias, input_scale=scale)]
+    packed = [kernels.pack(weight, Int8(), bias, input_scale=scale)]
     more = measure.copies(packed[0].nbytes) - 1
     packed += [kernels.pack(weight, packed[0].format, bias, input_scale=scale) for _ in range(more)]
     contestants = {
         "torch fp32": torch_linear(weight, bias, torch.float32, EXACT),
-        OURS: Contestant([_ours(p) for p in packed], EXACT if sparse else EIGHT_BITS),
+        OURS: Contestant([_ours(p) for p in packed], EIGHT_BITS),
         "torch bf16": torch_linear(weight, bias, torch.bfloat16, HALF),
     }
-    if sparse:
-        contestants |= _sparse_peers(weight, bias)
-    elif static:
+    if static:
         contestants |= static_peers(weight, bias, INPUT_SCALE, threads, pool)
     else:
         contestants |= dynamic_peers(weight, bias, threads, pool)
-    name = f"Sparse(fp32), {SPARSITY:.0%} zeros" if sparse else "Int8, static" if static else "Int8"
+    name = "Int8, static" if static else "Int8"
     level = packed[0].kernel
     return Problem(op, name, shape, threads, level, weight, bias, packed[0].nbytes, contestants)
 
@@ -150,34 +141,3 @@ def torch_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, tolerance: fl
         return lambda x: F.linear(x, w, b)
 
     return Contestant(many(weight.numel() * dtype.itemsize, make), tolerance, lambda x: x.to(dtype))
-
-
-def _sparse_peers(weight: Tensor, bias: Tensor) -> dict[str, Contestant]:
-    nonzeros = int(torch.count_nonzero(weight))
-    column = bias[:, None]
-
-    def torch_csr() -> Callable[[Tensor], Tensor]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch calls its CSR layout a beta
-            w = weight.to_sparse_csr()
-        return lambda x: torch.addmm(column, w, x)
-
-    def transposed(x: Tensor) -> Tensor:
-        return x.T.contiguous()
-
-    def upright(y: Any) -> Any:
-        return y.T
-
-    def scipy_csr() -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-        w, b = csr_matrix(weight.numpy()), column.numpy()
-        return lambda x: w @ x + b
-
-    def ours_int8() -> Callable[[Tensor], Tensor]:
-        return _ours(kernels.pack(weight, Int8(), bias))
-
-    scipy_copies = many(nonzeros * 8, scipy_csr)
-    return {
-        "pycompress int8": Contestant(many(weight.numel(), ours_int8), EIGHT_BITS),
-        "torch csr": Contestant(many(nonzeros * 12, torch_csr), EXACT, transposed, upright),
-        "scipy csr, 1 thread": Contestant(scipy_copies, EXACT, lambda x: transposed(x).numpy(), upright),
-    }

@@ -3,8 +3,9 @@
 Every row of the table is one problem: what we take, what each peer takes (medians in microseconds), and the paired
 ratio to beat with its 95 % interval: baseline / ours. The baseline is the fastest eligible peer of that very row, the
 one with the lowest median. Eligible are the int8 peers for int8_linear and ffn, the int4 ones for int4_linear, torch's
-dynamic int8 for rnn, torch fp32 for int8_conv and sparse layers, torch and SciPy CSR for spmm (rows are columns of the
-dense matrix there), torch.kthvalue for scoring, where the goal is 10; the others stand in the table. limit_share is
+dynamic int8 for rnn, torch fp32 for int8_conv and sparse_linear, our own unstructured format for sparse_blocks (batches
+of 128 on; the goal is 1.3), torch and SciPy CSR for spmm (rows are columns of the dense matrix there), torch.kthvalue
+for scoring, where the goal is 10; the others stand in the table. limit_share is
 what the limits measured in the same run would allow (multiplications, or bytes read from where the weights lie), over
 what we take. Exit code 1: some ratio is below its goal. Exit code 2: wrong arguments, or a contestant failed.
 
@@ -30,6 +31,7 @@ import int4
 import limits
 import linears
 import measure
+import pruned
 import recurrent
 import sparse
 import torch
@@ -43,8 +45,8 @@ from pycompress import kernels
 from pycompress.progress import track
 
 INTEGER = ("int8_linear", "int4_linear", "int8_conv", "rnn", "ffn")
-GOAL = dict.fromkeys(INTEGER, 1.0) | {"sparse_linear": 1.0, "spmm": 1.0, "scoring": 10.0}
-LINEAR = ("int8_linear", "int4_linear", "sparse_linear")  # the others have one copy of their weights
+GOAL = dict.fromkeys(INTEGER, 1.0) | {"sparse_linear": 1.0, "sparse_blocks": 1.3, "spmm": 1.0, "scoring": 10.0}
+LINEAR = ("int8_linear", "int4_linear", "sparse_linear", "sparse_blocks")  # the others have one copy of their weights
 ALIASES = {"kth_magnitude": "scoring"}
 
 # level: oneDNN, FBGEMM, MKL, ATen. Each library reads its own variable, and the first alone limits neither of the next.
@@ -86,6 +88,13 @@ def _points(op: str, arguments: argparse.Namespace, threads: int) -> list[Callab
         return list(sparse.points(arguments.shapes or shapes, arguments.rows or columns))
     if op == "int8_conv":
         return list(convolutions.points(arguments.rows or convolutions.BATCHES, threads, quick))
+    if op.startswith("sparse"):
+        shapes, rows, sparsities = pruned.CORNERS if quick else (pruned.SHAPES, pruned.ROWS, pruned.SPARSITIES)
+        shapes = arguments.shapes or shapes
+        if op == "sparse_linear":
+            return list(pruned.points(shapes, arguments.rows or rows, sparsities))
+        blocks = pruned.BLOCKS[:1] if quick else pruned.BLOCKS
+        return list(pruned.points(shapes, arguments.rows or pruned.BLOCK_ROWS, pruned.BLOCK_SPARSITIES, blocks))
     smallest = measure.rotated_bytes() / measure.MAX_COPIES
     shapes = arguments.shapes or (linears.CORNERS[0] if quick else linears.SHAPES)
     fitting = [shape for shape in shapes if shape[0] * shape[1] >= smallest or arguments.tier != "DRAM"]

@@ -150,7 +150,9 @@ def pack_recurrent(
     projection_scale: NDArray[np.float32] | None,
     isa: str,
 ) -> RecurrentState: ...
-def pack_sparse(weight: NDArray[np.float32], bias: NDArray[np.float32] | None, isa: str) -> SparseState: ...
+def pack_sparse(
+    weight: NDArray[np.float32], bias: NDArray[np.float32] | None, height: int, isa: str
+) -> SparseState: ...
 def pack_conv(
     weight: NDArray[np.int8],
     scale: NDArray[np.float32],

@@ -363,6 +363,7 @@ OPERATIONS = {
         Operation("int4_linear", cases_int4.weight_only, run_linear, cases_int4.truth, cases_int4.tolerance),
         Operation("int4_int8_linear", cases_int4.quantized, run_linear, _by_reference(run_linear)),
         Operation("sparse_linear", _sparse_linear, run_linear, float_truth, float_tolerance),
+        Operation("sparse_block_linear", cases_sparse.make_blocks, run_linear, float_truth, float_tolerance),
         Operation("lstm", functools.partial(cases_recurrent.make, "lstm"), cases_recurrent.run, cases_recurrent.truth),
         Operation("gru", functools.partial(cases_recurrent.make, "gru"), cases_recurrent.run, cases_recurrent.truth),
         Operation("spmm", cases_sparse.make, cases_sparse.run, cases_sparse.truth, cases_sparse.tolerance),

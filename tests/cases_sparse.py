@@ -1,4 +1,4 @@
-"""Problems of sparse matrices in compressed rows; a part of cases.py, which imports it."""
+"""Problems of sparse matrices, in compressed rows and in blocks; a part of cases.py, which imports it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import cases
 import numpy as np
 
 from pycompress import kernels
+from pycompress.formats import BLOCKS, Float32, Sparse
 
 
 def make(rng: np.random.Generator, rows: int, inner: int, columns: int) -> dict[str, Any]:
@@ -61,3 +62,20 @@ def tolerance(problem: dict[str, Any], truth: np.ndarray) -> np.ndarray:
     info = np.finfo(problem["data"].dtype)
     most = int(np.diff(problem["indptr"]).max(initial=0)) + 1
     return (2 * most * (info.eps / 2 * total + info.smallest_subnormal)).astype(np.float64)
+
+
+def make_blocks(rng: np.random.Generator, rows: int, inputs: int, outputs: int) -> dict[str, Any]:
+    """A linear layer packed in blocks; mostly its zeros come in blocks, which the edges cut, with zeros inside too."""
+    blocks = BLOCKS[Float32][1:]
+    block = blocks[rng.integers(len(blocks))]
+    weight = cases.floats(rng, outputs, inputs, density=float(rng.choice([0.5, 1])))
+    kept = rng.random((-(-outputs // block[0]), -(-inputs // block[1]))) < rng.choice([0.1, 0.3, 0.7])
+    if rng.random() < 0.8:
+        weight = weight * np.kron(kept, np.ones(block, np.float32))[:outputs, :inputs].astype(np.float32)
+    return {
+        "x": cases.floats(rng, rows, inputs),
+        "weight": weight,
+        "bias": cases.floats(rng, outputs) if rng.random() < 0.5 else None,
+        "activation": cases.activation(rng),
+        "format": Sparse(block),
+    }

@@ -159,10 +159,10 @@ class SparseState {
  public:
   using Call = sparse_linear_call;
 
-  SparseState(const Floats& weight, const std::optional<Floats>& bias, Isa level)
+  SparseState(const Floats& weight, const std::optional<Floats>& bias, std::size_t height, Isa level)
       : kernel_(find<sparse_linear_call>(level)),
         packed_(weight.data(), bias ? bias->data() : nullptr, static_cast<std::size_t>(weight.shape(0)),
-                static_cast<std::size_t>(weight.shape(1))) {}
+                static_cast<std::size_t>(weight.shape(1)), height) {}
 
   Floats unpack() const {
     Floats result({weight().out_features, weight().in_features});
@@ -173,7 +173,7 @@ class SparseState {
   void run(sparse_linear_call call) const {
     call.weight = &weight();
     const sparse_linear_call all = call;
-    const double per_row = static_cast<double>(weight().nonzeros) * 8 + static_cast<double>(weight().out_features);
+    const double per_row = static_cast<double>(weight().stored) * 8 + static_cast<double>(weight().out_features);
     in_chunks(all.rows, per_row, kernel_.isa, all.threads, [&](std::size_t first, std::size_t rows) {
       call.rows = rows;
       call.x = all.x + first * weight().in_features;
@@ -191,9 +191,9 @@ class SparseState {
   SparsePacked packed_;
 };
 
-std::unique_ptr<SparseState> pack_sparse(const Floats& weight, const std::optional<Floats>& bias,
+std::unique_ptr<SparseState> pack_sparse(const Floats& weight, const std::optional<Floats>& bias, std::size_t height,
                                          const std::string& isa) {
-  return std::make_unique<SparseState>(weight, bias, parse(isa));
+  return std::make_unique<SparseState>(weight, bias, height, parse(isa));
 }
 
 }  // namespace

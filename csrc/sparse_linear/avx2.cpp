@@ -13,9 +13,12 @@ namespace {
 #include "x86.inc"
 
 using Wide = Narrow;
+constexpr int accumulators = 8;
 constexpr double entry_us = 1e-3;
 
 #include "../activation.inc"
+//
+#include "blocks.inc"
 //
 #include "loop.inc"
 

@@ -19,9 +19,12 @@ struct Wide {
   static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 };
 
+constexpr int accumulators = 16;
 constexpr double entry_us = 7e-4;
 
 #include "../activation.inc"
+//
+#include "blocks.inc"
 //
 #include "loop.inc"
 

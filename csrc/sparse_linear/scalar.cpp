@@ -15,11 +15,12 @@ struct One {
   static V fma(V a, V b, V c) { return a * b + c; }
 };
 
-struct Narrow {
+template <int n>
+struct Lanes {
   struct V {
-    float lane[8];
+    float lane[n];
   };
-  static constexpr std::size_t lanes = 8;
+  static constexpr std::size_t lanes = n;
   static V load(const float* p) {
     V v;
     __builtin_memcpy(v.lane, p, sizeof(v.lane));
@@ -29,12 +30,15 @@ struct Narrow {
   static float set1(float v) { return v; }
   static V fma(float a, const V& b, const V& c) {
     V v;
-    for (int i = 0; i < 8; ++i) v.lane[i] = a * b.lane[i] + c.lane[i];
+    for (int i = 0; i < n; ++i) v.lane[i] = a * b.lane[i] + c.lane[i];
     return v;
   }
 };
 
+using Quad = Lanes<4>;
+using Narrow = Lanes<8>;
 using Wide = Narrow;
+constexpr int accumulators = 8;
 
 void transpose8(const float* from, std::size_t from_stride, float* to, std::size_t to_stride) {
   for (std::size_t r = 0; r < 8; ++r) {
@@ -45,6 +49,8 @@ void transpose8(const float* from, std::size_t from_stride, float* to, std::size
 constexpr double entry_us = 4e-3;
 
 #include "../activation.inc"
+//
+#include "blocks.inc"
 //
 #include "loop.inc"
 

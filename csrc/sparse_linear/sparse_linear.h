@@ -4,11 +4,15 @@
 // then + bias: the same bits for any number of threads and for any cut of the batch (on the levels with FMA also across
 // levels).
 //
-// Layout: outputs in tiles of `tile` (at most 256), inputs in blocks of 256, so that an entry is a u8 column and an fp32
-// value. Inside a (tile, block) the outputs that have entries are sorted by their count; `runs` say how many outputs have
-// which count, `outputs` (u8, inside the tile) in which order they come, and columns and values follow in that order, each
-// output's entries together: one sequential stream without a branch that is hard to predict. Several outputs of one run
-// are computed at a time.
+// Blocks: `height` outputs (1, 4, 8 or 16) form a group that shares its columns; a column is kept where one of them has a
+// weight, with a zero for the others. So 16x16 blocks are groups of 16 outputs with 16 columns each. Zeros inside a kept
+// block are multiplied: the same numbers for finite activations.
+//
+// Layout: outputs in tiles of `tile` (at most 256), inputs in blocks of 256, so that an entry is a u8 column and
+// `height` fp32 values. Inside a (tile, block) the groups that have entries are sorted by their count; `runs` say how many groups have
+// which count, `outputs` (u8, the first of each group inside the tile) in which order they come, and columns and values
+// [entry][height] follow in that order, each group's entries together: one sequential stream without a branch that is
+// hard to predict. Several groups of one run are computed at a time.
 //
 // Activations: panels of 8 to 64 rows, transposed to [in][rows of the panel]; a single row is used as it is.
 // Threads: over tiles and panels. Cost: 5 bytes and 2 * rows operations for a stored weight.
@@ -25,22 +29,24 @@ constexpr std::size_t sparse_block = 256;  // inputs in a block
 struct sparse_part {  // one (tile, block)
   std::uint32_t run, run_end;   // in runs
   std::uint32_t output;         // first in outputs
-  std::uint64_t entry;          // first in columns and values
+  std::uint64_t entry;          // first in columns; in values times height
 };
 
 struct sparse_run {
-  std::uint16_t count;          // entries of each of its outputs
-  std::uint16_t outputs;
+  std::uint16_t count;          // entries of each of its groups
+  std::uint16_t groups;
 };
 
 struct sparse_weight {
-  std::size_t out_features, in_features, nonzeros;
+  std::size_t out_features, in_features;
+  std::size_t stored;           // values, zeros inside groups too
+  std::size_t height;           // outputs of a group: 1, 4, 8 or 16
   std::size_t tile, tiles, blocks;
   const sparse_part* parts;     // [tiles][blocks]
   const sparse_run* runs;
   const std::uint8_t* outputs;
   const std::uint8_t* columns;
-  const float* values;
+  const float* values;          // [entries][height]
   const float* bias;            // [out], zeros without a bias
 };
 

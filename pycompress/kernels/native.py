@@ -56,9 +56,9 @@ def unpack_int4(state: _native.Int4State) -> NDArray[np.int8]:
     return state.unpack()
 
 
-def pack_sparse(weight: Float, bias: Float | None) -> _native.SparseState:
-    """Lay a pruned weight [out, in] out in tiles whose outputs are sorted by their count of weights."""
-    return _native.pack_sparse(weight, bias, backends.isa_name())
+def pack_sparse(weight: Float, bias: Float | None, height: int) -> _native.SparseState:
+    """Lay a pruned weight [out, in] out in tiles; groups of `height` outputs share columns, sorted by their count."""
+    return _native.pack_sparse(weight, bias, height, backends.isa_name())
 
 
 def unpack_sparse(state: _native.SparseState) -> Float:

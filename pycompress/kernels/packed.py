@@ -241,7 +241,8 @@ def pack(
             integers, _ = integers_of(array, scale_array)
             array = integers.astype(np.float32) * scale_array[:, None]
         array = np.where(np.abs(array) < np.finfo(np.float32).tiny, np.float32(0), array)  # denormals are slow
-        state = module.pack_sparse(np.ascontiguousarray(array), bias_array)
+        height = format.block[0] if isinstance(format, Sparse) else 1
+        state = module.pack_sparse(np.ascontiguousarray(array), bias_array, height)
         nonzeros = int(np.count_nonzero(array))
     sides = (None, None) if parts is None else (parts.zero_point, parts.multiplier)
     for field in (bias_array, scale_array, *sides):

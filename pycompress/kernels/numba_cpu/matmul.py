@@ -32,9 +32,9 @@ def pack_int8(weight: Int8Array, scale: Float, bias: Float | None, input_scale: 
     return replace(state, weight=as_input(state.weight), scale=as_input(state.scale))
 
 
-def pack_sparse(weight: Float, bias: Float | None) -> SparseState:
+def pack_sparse(weight: Float, bias: Float | None, height: int) -> SparseState:
     """Compress the rows of weight [out, in]."""
-    state = reference.pack_sparse(weight, _bias(bias, weight.shape[0]))
+    state = reference.pack_sparse(weight, _bias(bias, weight.shape[0]), height)
     # Numba tests every signed index for being negative; unsigned ones are free.
     columns = as_input(state.columns.view(np.uint32))
     return replace(state, starts=as_input(state.starts), columns=columns, values=as_input(state.values))

@@ -63,8 +63,8 @@ def unpack_int8(state: Int8State) -> Int8Array:
     return state.weight.copy()
 
 
-def pack_sparse(weight: Float, bias: Float | None) -> SparseState:
-    """Compress the rows of weight [out, in]."""
+def pack_sparse(weight: Float, bias: Float | None, height: int) -> SparseState:
+    """Compress the rows of weight [out, in]; that `height` outputs share columns changes no number."""
     rows, columns = np.nonzero(weight)
     starts = np.zeros(weight.shape[0] + 1, np.int64)
     np.cumsum(np.bincount(rows, minlength=weight.shape[0]), out=starts[1:])
