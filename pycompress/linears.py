@@ -245,7 +245,8 @@ def candidates(
     layer : nn.Linear, or the Conv1D of :func:`is_conv1d`, whose weight is transposed
         Without an :func:`obstacle`.
     format : Int8, Int4, Sparse or None
-        None: the formats that keep the layer's numbers, Int8 on its recorded grid and Sparse where it is pruned.
+        None: the formats that keep the layer's numbers, Int8 on its recorded grid and Sparse where it is pruned, in
+        the blocks that its zeros come in.
     records : mapping
         From :func:`grid_records`.
     shared : dict
@@ -281,7 +282,7 @@ def candidates(
     if format is None and on_grid is not None:
         formats.append(Int8())
     if format is None and torch.count_nonzero(weight) < PRUNED_DENSITY * weight.numel():
-        formats.append(Sparse())
+        formats.append(Sparse(kernels.find_block(weight)))
     if not formats:
         return [], joined("neither quantized to Int8 nor pruned", note)
     found = []

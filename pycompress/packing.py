@@ -56,7 +56,8 @@ def pack(
 
     Without a ``format`` a candidate keeps the layer's numbers as ``quantize_`` and ``prune_`` left them: Int8 with
     exactly the recorded integers and input scale where the weight still lies on its Int8 grid, and Sparse where less
-    than 70 % of the weights are not zero. Other layers stay dense.
+    than 70 % of the weights are not zero, in the blocks that :func:`pycompress.kernels.find_block` sees. Other layers
+    stay dense.
 
     Parameters
     ----------

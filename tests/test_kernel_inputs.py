@@ -105,6 +105,10 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "multiplier": Choice(),
         },
     ),
+    "find_block": (
+        _valid(weight=ROWS, values=Float32()),
+        {"weight": Integers((np.float32, np.float16, np.int8), ((3,), (2, 3, 4), ())), "values": Choice()},
+    ),
     "linear": (
         _valid(x=ROWS, packed=PACKED, activation="relu", residual=np.ones((4, 4), np.float32), output_scale=0.5),
         {
@@ -415,7 +419,8 @@ def wrong_values(function, name, kind, right):
         if kind.integer:
             yield from (3.0, np.float32(3))
     else:
-        yield from ("", "nonsense", b"relu", 7, 2.5, [], ["relu"], {}, object(), Affine(), Float32(), Int8, np.ones(3))
+        yield from ("", "nonsense", b"relu", 7, 2.5, [], ["relu"], {}, object(), Affine(), Int8, np.ones(3))
+        yield Sparse() if function == "find_block" else Float32()
 
 
 def refused(function, arguments, name):

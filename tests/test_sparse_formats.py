@@ -82,3 +82,34 @@ def test_int8_values_take_what_int8_takes(rng):
     with pytest.raises(ValueError, match=r"^input_scale must be None"):
         kernels.pack(weight, Sparse((8, 1)), input_scale=0.1)
     assert kernels.pack(weight, Sparse(values=Float32())).input_scale is None
+
+
+@pytest.mark.parametrize("values", BLOCKS)
+@pytest.mark.parametrize("shape", [(70, 130), (64, 128), (1, 1), (3, 200), (0, 5), (5, 0)])
+def test_find_block_sees_the_blocks_of_a_mask(rng, values, shape):
+    for block in BLOCKS[values]:
+        weight = weight_in_blocks(rng, block, *shape)
+        found = kernels.find_block(weight, values())
+        cells = [
+            cell
+            for top in range(0, shape[0], found[0])
+            for left in range(0, shape[1], found[1])
+            if (cell := weight[top : top + found[0], left : left + found[1]]).any()
+        ]
+        assert sum(cell.size for cell in cells) * 0.9 <= np.count_nonzero(weight)
+        if min(shape) > 60:
+            assert found == block
+            assert kernels.find_block(torch.from_numpy(weight).bfloat16(), values()) == block
+        weight[rng.random(shape) < 0.5] = 0
+        if min(shape) > 60:
+            assert kernels.find_block(weight, values()) == (1, 1)
+
+
+def test_pack_finds_the_blocks_of_a_mask():
+    for block in BLOCKS[Float32]:
+        model = nn.Sequential(nn.Linear(64, 64))
+        mask = np.kron(np.random.default_rng(0).random((64 // block[0], 64 // block[1])) < 0.3, np.ones(block))
+        with torch.no_grad():
+            model[0].weight *= torch.from_numpy(mask).float()
+        packed = pc.pack(model, torch.zeros(1, 64), force=True)
+        assert packed[0].packed.format == Sparse(block)

@@ -23,6 +23,7 @@ from .backends import (
     use_backend,
     use_isa,
 )
+from .blocks import find_block
 from .convolution import PackedConv, conv, pack_conv
 from .ops import int8_matmul, linear, linear_chain
 from .packed import PackedWeight, pack
@@ -45,6 +46,7 @@ __all__ = [
     "backend_name",
     "conv",
     "dequantize",
+    "find_block",
     "get_num_threads",
     "gru",
     "int8_matmul",

@@ -20,6 +20,7 @@ from .compiling import as_input, inlined, kernel
 _ROWS, _OUTPUTS = 64, 16  # tile of an int8 product: 16 rows of weights stay in the L1 cache
 _PANEL = 32  # rows that a sparse weight is multiplied with at a time
 _FEW_ROWS = 2  # rows that are not worth a panel
+_GROUP = 4  # outputs of a block that are computed together
 _PART = 1 << 16  # products that an int32 sum surely holds: 2^16 * 2^14 < 2^31
 
 _INFINITY = 0x7F800000  # bit pattern
@@ -33,11 +34,20 @@ def pack_int8(weight: Int8Array, scale: Float, bias: Float | None, input_scale: 
 
 
 def pack_sparse(weight: Float, bias: Float | None, height: int) -> SparseState:
-    """Compress the rows of weight [out, in]."""
+    """Compress the rows of weight [out, in]; whole blocks share the loads of activations."""
     state = reference.pack_sparse(weight, _bias(bias, weight.shape[0]), height)
+    if height % _GROUP == 0 and _are_whole(weight != 0):
+        state = replace(state, height=_GROUP)
     # Numba tests every signed index for being negative; unsigned ones are free.
     columns = as_input(state.columns.view(np.uint32))
     return replace(state, starts=as_input(state.starts), columns=columns, values=as_input(state.values))
+
+
+def _are_whole(used: NDArray[np.bool_]) -> bool:
+    """Whether all outputs of each group have the same columns: else sums would be grouped differently."""
+    groups, height = len(used) // _GROUP, len(used) // _GROUP * _GROUP
+    grouped = used[:height].reshape(groups, _GROUP, used.shape[1])
+    return len(used) == height > 0 and bool((grouped == grouped[:, :1]).all())
 
 
 def _bias(bias: Float | None, out_features: int) -> Float:
@@ -212,6 +222,45 @@ def _sparse_panels(panels, starts, columns, values, bias, activation, y, first, 
                 y[p * _PANEL + l, o] = activate(total, activation)
 
 
+@kernel
+def _sparse_groups(panels, starts, columns, values, bias, activation, y, first, last):
+    """As _sparse_panels, for _GROUP outputs with the same columns at a time."""
+    totals = np.empty((_GROUP, _PANEL), np.float32)
+    blocks = (y.shape[1] + _OUTPUTS - 1) // _OUTPUTS
+    for tile in range(first, last):
+        p, o0 = tile // blocks, tile % blocks * _OUTPUTS
+        rows = min(_PANEL, y.shape[0] - p * _PANEL)
+        for o in range(o0, min(o0 + _OUTPUTS, y.shape[1]), _GROUP):
+            count = starts[o + 1] - starts[o]
+            tail = starts[o + 1] - count % 4
+            t0, t1, t2, t3 = totals[0], totals[1], totals[2], totals[3]
+            totals[:] = 0
+            for j in range(starts[o], tail, 4):
+                x0, x1 = panels[p, columns[j]], panels[p, columns[j + 1]]
+                x2, x3 = panels[p, columns[j + 2]], panels[p, columns[j + 3]]
+                a, b = values[j : j + 4], values[j + count : j + count + 4]
+                c, d = values[j + 2 * count : j + 2 * count + 4], values[j + 3 * count : j + 3 * count + 4]
+                a0, a1, a2, a3 = a[0], a[1], a[2], a[3]
+                b0, b1, b2, b3 = b[0], b[1], b[2], b[3]
+                c0, c1, c2, c3 = c[0], c[1], c[2], c[3]
+                d0, d1, d2, d3 = d[0], d[1], d[2], d[3]
+                for l in range(_PANEL):
+                    t0[l] += (a0 * x0[l] + a1 * x1[l]) + (a2 * x2[l] + a3 * x3[l])
+                    t1[l] += (b0 * x0[l] + b1 * x1[l]) + (b2 * x2[l] + b3 * x3[l])
+                    t2[l] += (c0 * x0[l] + c1 * x1[l]) + (c2 * x2[l] + c3 * x3[l])
+                    t3[l] += (d0 * x0[l] + d1 * x1[l]) + (d2 * x2[l] + d3 * x3[l])
+            for j in range(tail, starts[o + 1]):
+                x0 = panels[p, columns[j]]
+                for k in range(_GROUP):
+                    v0, total = values[j + k * count], totals[k]
+                    for l in range(_PANEL):
+                        total[l] += v0 * x0[l]
+            for k in range(_GROUP):
+                for l in range(rows):
+                    total = totals[k, l] + bias[o + k]
+                    y[p * _PANEL + l, o + k] = activate(total, activation)
+
+
 def sparse_linear(x: Float, state: SparseState, activation: int, threads: int) -> Float:
     """``y = x @ w.T + bias`` over the stored weights only, in fp32."""
     rows, features = x.shape
@@ -226,7 +275,15 @@ def sparse_linear(x: Float, state: SparseState, activation: int, threads: int) -
         run(_transpose_panels, len(panels), 20 + features * _PANEL, threads, x[:in_panels], panels)
         count = len(panels) * -(-out_features // _OUTPUTS)
         tile_ns = _OUTPUTS * (50 + average * 3)
-        run(_sparse_panels, count, tile_ns, threads, as_input(panels), *weight, y[:in_panels])
+        run(
+            _sparse_groups if state.height > 1 else _sparse_panels,
+            count,
+            tile_ns,
+            threads,
+            as_input(panels),
+            *weight,
+            y[:in_panels],
+        )
     if in_panels < rows:
         item_ns = (rows - in_panels) * (5 + average)
         run(_sparse_row, out_features, item_ns, threads, x[in_panels:], *weight, y[in_panels:])

@@ -45,6 +45,7 @@ class SparseState:
     columns: NDArray[np.int32]  # [nonzeros]
     values: Float  # [nonzeros]
     bias: Float | None  # [out]
+    height: int = 1  # so many outputs, from every multiple of it on, have the same columns
 
     @property
     def nbytes(self) -> int:
