@@ -42,6 +42,12 @@ def onnx_model(
 def onnxruntime_call(
     model: bytes, pool: int, settings: Mapping[str, str] | None = None
 ) -> Callable[[NDArray[np.float32]], Any]:
+    """Open a model from "x" to "y" in ONNX Runtime."""
+    session = onnxruntime_session(model, pool, settings)
+    return lambda x: session.run(["y"], {"x": x})[0]
+
+
+def onnxruntime_session(model: bytes, pool: int, settings: Mapping[str, str] | None = None) -> Any:
     """Open a model in ONNX Runtime, in the one pool of threads of the process."""
     import onnxruntime
 
@@ -51,13 +57,18 @@ def onnxruntime_call(
     options.log_severity_level = 3
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(["y"], {"x": x})[0]
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def openvino_call(
     model: Any, threads: int, settings: Mapping[str, Any] | None = None
 ) -> Callable[[NDArray[np.float32]], Any]:
+    """Open a model of one input in OpenVINO: an openvino.Model, or the bytes of an ONNX model."""
+    request = openvino_request(model, threads, settings)
+    return lambda x: request.infer([x], share_inputs=True, share_outputs=True)[0]
+
+
+def openvino_request(model: Any, threads: int, settings: Mapping[str, Any] | None = None) -> Any:
     """Open a model in OpenVINO: an openvino.Model, or the bytes of an ONNX model."""
     import openvino
 
@@ -69,5 +80,4 @@ def openvino_call(
         "INFERENCE_PRECISION_HINT": "f32",
     }
     opened = core.read_model(model) if isinstance(model, bytes) else model
-    request = core.compile_model(opened, "CPU", common | dict(settings or {})).create_infer_request()
-    return lambda x: request.infer([x], share_inputs=True, share_outputs=True)[0]
+    return core.compile_model(opened, "CPU", common | dict(settings or {})).create_infer_request()
