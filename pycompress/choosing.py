@@ -24,6 +24,7 @@ def fastest(
     dense : list of Module
         A layer, and what runs behind it that the packed layers compute too.
     modules : list of PackedLayer
+        Is sorted: the best first.
     inputs : list of tensors, or of tuples of all that the layer takes
     decision : LayerDecision
         What is known so far; its rows are those of the inputs.
@@ -46,6 +47,7 @@ def fastest(
         speedups = compare(_calls(dense, inputs), [_calls([module, *tail], inputs) for module in modules], clock=clock)
     best = max(range(len(modules)), key=lambda i: speedups[i].low)
     speedup = speedups[best]
+    modules[:] = [module for _, module in sorted(zip(speedups, modules, strict=True), key=lambda pair: -pair[0].low)]
     tried = " and ".join(type(module.format).__name__ for module in modules)
     timed = replace(
         decision,
@@ -56,7 +58,7 @@ def fastest(
         high=speedup.high,
         reason=joined("faster" if speedup.low > 1 else f"{tried} not faster", decision.reason),
     )
-    return (modules[best] if speedup.low > 1 else None), timed
+    return (modules[0] if speedup.low > 1 else None), timed
 
 
 def _calls(chain: list[nn.Module], inputs: list[Any]) -> Callable[[], None]:

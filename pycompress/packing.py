@@ -19,7 +19,7 @@ from .formats import Format, Int4, Int8, Sparse, has_int8_weights
 from .fusing import seen_together, sequential_pairs, traced_pairs
 from .grids import grid_of
 from .images import alternative, channels_last, faster, together
-from .layers import LayerDecision, PackedLayer, set_decision
+from .layers import LayerDecision, PackedLayer, PackedLinear, set_decision
 from .linears import Shared, find_all, grid_records, joined, replaced
 from .progress import track
 from .recording import Seen, record, run
@@ -49,7 +49,8 @@ def pack(
     in an nn.TransformerDecoderLayer, the first linear layer computes the activation too. A batch normalization behind
     a layer that gets Int8 weights becomes part of their scales, whatever stands between them in the code, as long as it
     alone takes the layer's outputs. Int8 linear layers that follow each other in an nn.Sequential become one call where
-    that is measured to be faster than one by one. Convolutions on a static Int8 grid hand each other int8 images whose
+    that is measured to be faster than one by one; in a pruned model that may be dense Int8 where single layers are
+    faster sparse. Convolutions on a static Int8 grid hand each other int8 images whose
     channels come last, also those that are not faster on their own, where the whole model is measured to be faster that
     way; the numbers are the same.
     :func:`pycompress.explain` lists every decision and why; copies and pickles of the model keep them.
@@ -111,6 +112,7 @@ def pack(
     substitutes: dict[nn.Module, nn.Module] = {}
     lasts: dict[nn.Module, PackedConv2d] = {}
     told: dict[nn.Module, LayerDecision] = {}
+    joinable: dict[nn.Module, tuple[PackedLinear, LayerDecision] | None] = {}
     for name, layer in track(layers.items(), "packing"):
         entry, pair = seen.get(layer, Seen()), pairs.get(layer)
         note = obstacles[layer] or entry.obstacle or ("" if entry.calls else "never called by example_inputs")
@@ -126,6 +128,9 @@ def pack(
             chosen, decision = modules[0], replace(decision, reason=joined("forced, not measured", note))
         elif modules:
             chosen, decision = fastest(dense, modules, entry.inputs, decision, _clock)
+            joinable[layer if chosen is None else chosen] = next(
+                ((m, decision) for m in modules if isinstance(m, PackedLinear) and has_int8_weights(m.format)), None
+            )
         told[layer] = decision
         if modules and isinstance(modules[0], PackedConv2d) and (last := channels_last(modules[0])) is not None:
             lasts[layer] = last
@@ -153,7 +158,12 @@ def pack(
     _settle_(result, fused, substitutes, told, example_inputs, force, _clock)
     tell_ties(result, substitutes.items())
     inputs = {packed: seen[layer].inputs for layer, packed in substitutes.items() if layer in seen}
-    chain_(result, inputs, force, _clock)
+    alternatives = {
+        module: other
+        for module, other in joinable.items()
+        if other is not None and other[0] is not module and (module in inputs or module not in pairs)
+    }
+    chain_(result, inputs | {m: seen[m].inputs for m in alternatives if m in seen}, force, _clock, alternatives)
     try:
         run(result, example_inputs)
     except ValueError as error:

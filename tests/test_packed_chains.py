@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import pycompress as pc
 from pycompress import artifact, kernels
 from pycompress.chains import ChainedSequential, chain_, chained
 from pycompress.explaining import explain
@@ -153,6 +154,48 @@ def test_only_what_is_measured_to_be_faster_is_chained(monkeypatch, faster, kind
     packed = pack(nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7)), X, Int8(), _clock=lambda: now[0])
     assert type(packed) is kind
     assert [type(module).__name__ for module in packed] == ["PackedLinear", "Identity", "PackedLinear"]
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_layers_that_are_faster_sparse_are_joined_where_one_call_is_faster_still(monkeypatch, tmp_path, faster):
+    now = [0.0]
+
+    def forward(self, x):
+        now[0] += 2.0**-14 * (1 if isinstance(self.packed.format, Sparse) else 1.5)
+        return original(self, x)
+
+    def dense(self, x):
+        now[0] += 2.0**-13
+        return plain(self, x)
+
+    def chain_call(packed, activations):
+        call = single(packed, activations)
+
+        def run(x):
+            now[0] += 2.0**-14 * (1.5 if faster else 2.5)
+            return call(x)
+
+        return call and run
+
+    original, plain, single = PackedLinear.forward, nn.Linear.forward, ops.chain_call
+    monkeypatch.setattr(PackedLinear, "forward", forward)
+    monkeypatch.setattr(nn.Linear, "forward", dense)
+    monkeypatch.setattr("pycompress.chains.chain_call", chain_call)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7))
+    pc.prune_(model, sparsity=0.8, across_layers=False)
+    pc.quantize_(model, Int8())
+    packed = pack(model, X, _clock=lambda: now[0])
+    formats = [packed[i].packed.format for i in (0, 2)]
+    if not faster:
+        assert type(packed) is nn.Sequential and Sparse() in formats
+        return
+    assert packed.chains == (("0", "2"),) and formats == [Int8(), Int8()]
+    assert all("with the layers beside it in one call" in d.reason for d in explain(packed))
+    assert torch.equal(packed(X), one_by_one(packed, X))
+    artifact.save(packed, tmp_path / "model")
+    again = artifact.load(tmp_path / "model", into=lambda: nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7)))
+    assert torch.equal(again(X), packed(X)) and again.chains == packed.chains
 
 
 def test_what_cannot_run_in_one_call_is_not_chained():
