@@ -1,6 +1,7 @@
 // Adapters of scores, kth_magnitude, threshold and nm_mask. Weights are contiguous arrays of float32, float16, or uint16:
 // the bits of bfloat16, a type that NumPy lacks.
 #include <cstring>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -86,10 +87,12 @@ std::pair<py::array, py::array> joined(const std::vector<PackedRun>& runs, const
   return {std::move(codes), std::move(entries)};
 }
 
-// Counts what is not above the limit and clears it (`write`), and fills a mask and a bitmap where they are given.
-std::uint64_t threshold(const py::array& x, float limit, bool write, std::optional<Bytes> mask,
+// Counts what is not above the limit and clears it (`write`), and fills a mask and a bitmap where they are given; -1 where
+// there is a NaN.
+std::int64_t threshold(const py::array& x, float limit, bool write, std::optional<Bytes> mask,
                         std::optional<py::array_t<std::uint8_t>> bitmap, int threads, const std::string& isa) {
   std::uint64_t zeros = 0;
+  bool nan = false;
   threshold_call call{};
   call.n = static_cast<std::size_t>(x.size());
   call.threads = threads;
@@ -100,17 +103,19 @@ std::uint64_t threshold(const py::array& x, float limit, bool write, std::option
   call.mask = mask ? mask->mutable_data() : nullptr;
   call.bitmap = bitmap ? bitmap->mutable_data() : nullptr;
   call.zeros = &zeros;
+  call.nan = &nan;
   const auto kernel = find<threshold_call>(parse(isa));
   py::gil_scoped_release release;
   kernel.run(call);
-  return zeros;
+  return nan ? -1 : static_cast<std::int64_t>(zeros);
 }
 
-// The same with gaps and values.
-std::pair<py::array, py::array> packed_above(const py::array& x, float limit, std::optional<Bytes> mask,
+// The same with gaps and values; whether there is a NaN comes last.
+std::tuple<py::array, py::array, bool> packed_above(const py::array& x, float limit, std::optional<Bytes> mask,
                                              std::optional<py::array_t<std::uint8_t>> bitmap, int threads,
                                              const std::string& isa) {
   std::uint64_t zeros = 0;
+  bool nan = false;
   std::vector<PackedRun> runs;
   threshold_call call{};
   call.n = static_cast<std::size_t>(x.size());
@@ -122,15 +127,18 @@ std::pair<py::array, py::array> packed_above(const py::array& x, float limit, st
   call.bitmap = bitmap ? bitmap->mutable_data() : nullptr;
   call.runs = &runs;
   call.zeros = &zeros;
+  call.nan = &nan;
   const auto kernel = find<threshold_call>(parse(isa));
   {
     py::gil_scoped_release release;
     kernel.run(call);
   }
-  return joined(runs, x.dtype());
+  auto [gaps, values] = joined(runs, x.dtype());
+  return {std::move(gaps), std::move(values), nan};
 }
 
-void nm_mask(const py::array& x, unsigned n, unsigned m, Bytes& mask, int threads, const std::string& isa) {
+// Fills the mask; returns whether there is a NaN.
+bool nm_mask(const py::array& x, unsigned n, unsigned m, Bytes& mask, int threads, const std::string& isa) {
   nm_mask_call call{};
   call.rows = static_cast<std::size_t>(x.shape(0));
   call.columns = static_cast<std::size_t>(x.shape(1));
@@ -139,10 +147,13 @@ void nm_mask(const py::array& x, unsigned n, unsigned m, Bytes& mask, int thread
   call.threads = threads;
   call.type = element_type(x);
   call.x = x.data();
+  bool nan = false;
   call.mask = mask.mutable_data();
+  call.nan = &nan;
   const auto kernel = find<nm_mask_call>(parse(isa));
   py::gil_scoped_release release;
   kernel.run(call);
+  return nan;
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ struct nm_mask_call {
   Element type;
   const void* x;      // [rows, columns]
   std::int8_t* mask;  // [rows, columns], -1 = kept
+  bool* nan;          // result: whether there is a NaN; the mask is then of no use
 };
 
 }  // namespace pycompress

@@ -36,6 +36,7 @@ struct threshold_call {
   std::uint8_t* bitmap;          // [ceil(n / 8)], or null
   std::vector<PackedRun>* runs;  // or null
   std::uint64_t* zeros;          // result: how many are not above
+  bool* nan;                     // result: whether there is a NaN; the forms are then of no use
 };
 
 }  // namespace pycompress

@@ -255,18 +255,17 @@ def apply_threshold(flat: Float, threshold: float, threads: int) -> int:
 
 
 def above(flat: Narrow, threshold: float, mask: bool, bitmap: bool, packed: bool, threads: int) -> Above:
-    """Mask, bitmap, and gaps and values of what is above a threshold; None where it is not asked for."""
+    """Mask, bitmap, and gaps and values of what is above; None where it is not asked for. -1 zeros: there is a NaN."""
     marks = np.empty(flat.size, np.int8) if mask else None
     bits = np.empty(-(-flat.size // 8), np.uint8) if bitmap else None
     if packed:
-        gaps, values = _native.packed_above(flat, threshold, marks, bits, threads, backends.isa_name())
-        return Above(flat.size - values.size, marks, bits, gaps, values)
+        gaps, values, nan = _native.packed_above(flat, threshold, marks, bits, threads, backends.isa_name())
+        return Above(-1 if nan else flat.size - values.size, marks, bits, gaps, values)
     zeros = _native.threshold(flat, threshold, False, marks, bits, threads, backends.isa_name())
     return Above(zeros, marks, bits, None, None)
 
 
-def nm_mask(x: Narrow, n: int, m: int, threads: int) -> NDArray[np.int8]:
-    """Mark by -1 the n largest magnitudes of each m consecutive columns; of equal ones those of higher index."""
+def nm_mask(x: Narrow, n: int, m: int, threads: int) -> NDArray[np.int8] | None:
+    """Mark by -1 the n largest magnitudes of each m consecutive columns, of equal ones the later; None: a NaN."""
     mask = np.empty(x.shape, np.int8)
-    _native.nm_mask(x, n, m, mask, threads, backends.isa_name())
-    return mask
+    return None if _native.nm_mask(x, n, m, mask, threads, backends.isa_name()) else mask

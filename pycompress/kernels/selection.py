@@ -198,7 +198,7 @@ def kth_magnitude(tensors: list[ArrayLike], k: int) -> float:
         raise TypeError(f"tensors must be a list of arrays, got {type(tensors).__name__}")
     flat = [np.ascontiguousarray(arrays.narrow(a, f"tensors[{i}]")).reshape(-1) for i, a in enumerate(tensors)]
     k = arrays.integer(k, "k", 1, sum(a.size for a in flat))
-    value = float(backends.backend().kth_magnitude(flat, k, backends.get_num_threads()))
+    value = float(backends.backend().kth_magnitude(flat, k, backends.threads_for(tensors[0])))
     if np.isnan(value):
         i = next(i for i, a in enumerate(flat) if np.isnan(widened(a)).any())
         raise ValueError(f"tensors[{i}] must not hold NaN")
@@ -286,9 +286,9 @@ def above(array: ArrayLike, threshold: float, *, mask: bool = True, bitmap: bool
     for name, value in wanted.items():
         arrays.flag(value, name)
     limit = _limit(threshold)
-    if np.isnan(flat if flat.dtype != np.uint16 else widened(flat)).any():
-        raise ValueError("array must not hold NaN")
     found = backends.backend().above(flat, limit, mask, bitmap, packed, backends.threads_for(array))
+    if found.zeros < 0:
+        raise ValueError("array must not hold NaN")
     marks = None if found.mask is None else arrays.like(found.mask.reshape(shape), array)
     bits, gaps = (None if part is None else arrays.like(part, array) for part in (found.bitmap, found.gaps))
     values = None if found.values is None else arrays.restore(found.values, array)
@@ -329,10 +329,10 @@ def nm_mask(weight: ArrayLike, n: int, m: int) -> Any:
         raise ValueError(f"weight must be 2-D, got {arrays.describe(weight)}")
     m = arrays.integer(m, "m", 2, 32)
     n = arrays.integer(n, "n", 1, m - 1)
-    array = np.ascontiguousarray(array)
-    if np.isnan(array if array.dtype != np.uint16 else widened(array)).any():
+    mask = backends.backend().nm_mask(np.ascontiguousarray(array), n, m, backends.threads_for(weight))
+    if mask is None:
         raise ValueError("weight must not hold NaN")
-    return arrays.like(backends.backend().nm_mask(array, n, m, backends.threads_for(weight)), weight)
+    return arrays.like(mask, weight)
 
 
 def _limit(threshold: object) -> float:

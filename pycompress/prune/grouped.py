@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import kernels
 from ..scores.running import wide
 from .patterns import NM, Blocks, Columns, Rows, as_matrix, block_of, block_sums, outside_n_of_m, spread
-from .smallest import count_true, known_or_none, smallest, up_to
+from .smallest import count_true, kernels_take, known_or_none, smallest, unmarked, up_to
 
 
 def smallest_blocks(
@@ -74,9 +75,14 @@ def smallest_of_nm(
     """
     outside = []
     for value, known in zip(values, already, strict=True):
-        keys = wide(value).abs() if by_magnitude else wide(value)
-        keys = keys if known is None else keys.masked_fill(known, -math.inf)
-        gone = outside_n_of_m(as_matrix(keys), pattern).reshape(value.shape)
+        if kernels_take(value, by_magnitude):
+            keys = value.detach() if known is None else value.detach().masked_fill(known, 0)
+            kept = kernels.nm_mask(as_matrix(keys).cpu(), pattern.n, pattern.m)
+            gone = unmarked(kept).to(value.device).reshape(value.shape)
+        else:
+            keys = wide(value).abs() if by_magnitude else wide(value)
+            keys = keys if known is None else keys.masked_fill(known, -math.inf)
+            gone = outside_n_of_m(as_matrix(keys), pattern).reshape(value.shape)
         outside.append(gone if known is None else gone | known)
     if threshold is not None:
         found = (up_to(value, threshold, by_magnitude, None) for value in values)
@@ -94,14 +100,18 @@ def _means(
     value: Tensor, known: Tensor | None, block: tuple[int, int], by_magnitude: bool
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Mean score of each block, and how many of its weights are not pruned yet; -inf where that is none."""
-    keys = as_matrix(wide(value).abs() if by_magnitude else wide(value))
+    keys = as_matrix(value.detach())
     rows, columns = keys.shape
     if known is not None:
         keys = keys.masked_fill(as_matrix(known), 0)
     heights = np.minimum(block[0], rows - np.arange(0, rows, block[0]))
     widths = np.minimum(block[1], columns - np.arange(0, columns, block[1]))
     sizes = heights[:, None] * widths
-    means = block_sums(keys, block).cpu().numpy() / sizes
+    if kernels_take(value, by_magnitude):
+        sums = kernels.norms(keys.cpu(), block).l1
+    else:
+        sums = block_sums(wide(keys).abs() if by_magnitude else wide(keys), block).cpu()
+    means = sums.numpy() / sizes
     if known is not None:
         left = sizes - block_sums(as_matrix(known).float(), block).cpu().numpy().astype(np.int64)
         return np.where(left == 0, -np.inf, means), left

@@ -188,8 +188,9 @@ def spread(blocks: Tensor, block: tuple[int, int], shape: torch.Size) -> Tensor:
     """
     rows = shape[0]
     columns = shape.numel() // rows if rows else 0
-    wide = blocks.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
-    return wide.reshape(shape)
+    down, across = blocks.shape
+    tiled = blocks[:, None, :, None].expand(down, block[0], across, block[1])
+    return tiled.reshape(down * block[0], across * block[1])[:rows, :columns].reshape(shape)
 
 
 def outside_n_of_m(values: Tensor, pattern: NM) -> Tensor:

@@ -164,7 +164,9 @@ def _mark_above(flat, threshold, mask, first, last):
 
 
 def above(flat: Narrow, threshold: float, mask: bool, bitmap: bool, packed: bool, threads: int) -> Above:
-    """Mask, bitmap, and gaps and values of what is above a threshold; None where it is not asked for."""
+    """Mask, bitmap, and gaps and values of what is above; None where it is not asked for. -1 zeros: there is a NaN."""
+    if np.isnan(widened(flat)).any():
+        return Above(-1, None, None, None, None)
     marks = np.empty(flat.size, np.int8)
     run(_mark_above, flat.size, 0.5, threads, as_input(widened(flat)), np.float32(threshold), marks)
     return coded(flat, marks, mask, bitmap, packed)
@@ -186,8 +188,10 @@ def _mark_groups(x, n, m, mask, first, last):
             marks[c] = np.int8(-1) if smaller >= stop - start - n else np.int8(0)
 
 
-def nm_mask(x: Narrow, n: int, m: int, threads: int) -> NDArray[np.int8]:
-    """Mark by -1 the n largest magnitudes of each m consecutive columns; of equal ones those of higher index."""
+def nm_mask(x: Narrow, n: int, m: int, threads: int) -> NDArray[np.int8] | None:
+    """Mark by -1 the n largest magnitudes of each m consecutive columns, of equal ones the later; None: a NaN."""
+    if np.isnan(widened(x)).any():
+        return None
     mask = np.empty(x.shape, np.int8)
     run(_mark_groups, x.shape[0], 20.0 + x.shape[1] * m, threads, as_input(widened(x)), n, m, mask)
     return mask

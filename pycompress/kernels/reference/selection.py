@@ -66,7 +66,9 @@ def apply_threshold(flat: Float, threshold: float, threads: int) -> int:
 
 
 def above(flat: Narrow, threshold: float, mask: bool, bitmap: bool, packed: bool, threads: int) -> Above:
-    """Mask, bitmap, and gaps and values of what is above a threshold; None where it is not asked for."""
+    """Mask, bitmap, and gaps and values of what is above; None where it is not asked for. -1 zeros: there is a NaN."""
+    if np.isnan(widened(flat)).any():
+        return Above(-1, None, None, None, None)
     marks = -(np.abs(widened(flat)) > np.float32(threshold)).astype(np.int8)
     return coded(flat, marks, mask, bitmap, packed)
 
@@ -78,11 +80,13 @@ def coded(flat: Narrow, marks: NDArray[np.int8], mask: bool, bitmap: bool, packe
     return Above(int(marks.size - np.count_nonzero(marks)), marks if mask else None, bits, gaps, values)
 
 
-def nm_mask(x: Narrow, n: int, m: int, threads: int) -> NDArray[np.int8]:
-    """Mark by -1 the n largest magnitudes of each m consecutive columns; of equal ones those of higher index."""
+def nm_mask(x: Narrow, n: int, m: int, threads: int) -> NDArray[np.int8] | None:
+    """Mark by -1 the n largest magnitudes of each m consecutive columns, of equal ones the later; None: a NaN."""
     rows, columns = x.shape
     padded = np.full((rows, -(-columns // m) * m), -1, np.float32)  # smaller than any magnitude
     padded[:, :columns] = np.abs(widened(x))
+    if np.isnan(padded).any():
+        return None
     order = np.argsort(padded.reshape(rows, -(-columns // m), m), axis=2, kind="stable")
     mask = np.full(order.shape, -1, np.int8)
     np.put_along_axis(mask, order[:, :, : m - n], 0, axis=2)
