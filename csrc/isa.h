@@ -76,6 +76,9 @@ bool implies(Isa level, Isa kernel);
   PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define PYCOMPRESS_BEGIN_AVX512VNNI \
   PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")
+#define PYCOMPRESS_BEGIN_AVX512ICL                                                                                  \
+  PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,"        \
+                   "avx512bitalg,avx512vpopcntdq,prefer-vector-width=512")
 #define PYCOMPRESS_BEGIN_AMX \
   PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8,prefer-vector-width=512")
 

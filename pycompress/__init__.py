@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .dynamic import quantize_dynamic as quantize_dynamic
     from .explaining import explain as explain
     from .formats import Affine as Affine
+    from .formats import Binary as Binary
+    from .formats import Codebook as Codebook
     from .formats import FixedPoint as FixedPoint
     from .formats import Float32 as Float32
     from .formats import Int4 as Int4
@@ -58,7 +60,7 @@ _MODULES = ("kernels", "observers", "scores")
 _HOME = {
     **dict.fromkeys(("load", "save"), "artifact"),
     "distill_": "distill",
-    **dict.fromkeys(("Affine", "FixedPoint", "Float32", "Int4", "Int8", "Sparse"), "formats"),
+    **dict.fromkeys(("Affine", "Binary", "Codebook", "FixedPoint", "Float32", "Int4", "Int8", "Sparse"), "formats"),
     "finalize_": "masks",
     "explain": "explaining",
     "pack": "packing",

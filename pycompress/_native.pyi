@@ -37,6 +37,12 @@ class Int8Chain:
 class Int4State(_State):
     def unpack(self) -> NDArray[np.int8]: ...
 
+class BinaryState(_State):
+    def unpack(self) -> NDArray[np.int8]: ...
+
+class CodebookState(_State):
+    def unpack(self) -> NDArray[np.int8]: ...
+
 class SparseState(_State):
     def unpack(self) -> NDArray[np.float32]: ...
 
@@ -130,6 +136,20 @@ def pack_int4(
     input_scale: float | None,
     isa: str,
 ) -> Int4State: ...
+def pack_binary(
+    weight: NDArray[np.int8], scale: NDArray[np.float32], bias: NDArray[np.float32] | None, isa: str
+) -> BinaryState: ...
+def pack_codebook(
+    codes: NDArray[np.int8],
+    table: NDArray[np.int8],
+    bits: int,
+    group: int,
+    scale: NDArray[np.uint16] | None,
+    channel_scale: NDArray[np.float32] | None,
+    bias: NDArray[np.float32] | None,
+    input_scale: float | None,
+    isa: str,
+) -> CodebookState: ...
 def pack_int8(
     weight: NDArray[np.int8],
     scale: NDArray[np.float32],

@@ -133,3 +133,118 @@ def decode_nibbles(nibbles: NDArray[np.uint8], offset: int, shape: tuple[int, ..
     if codes[size:].any():
         raise ValueError(f"nibbles must end with 0, got {codes[-1]}")
     return (codes[:size].view(np.int8) - np.int8(offset)).reshape(shape)
+
+
+def codes_of(integers: NDArray[np.int8], bits: int) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """Return the table of the numbers that integers take, in order, and the place of each in it.
+
+    Parameters
+    ----------
+    integers : [any shape] int8
+        At most 2^bits different ones.
+    bits : 1, 2 or 4
+
+    Returns
+    -------
+    table : [2^bits] int8
+        Its last number again where there are fewer; zeros where there is none.
+    codes : [shape of integers] int8
+
+    Raises
+    ------
+    ValueError
+        When there are more different integers.
+
+    Examples
+    --------
+    >>> codes_of(np.array([5, -3, 5], np.int8), 2)
+    (array([-3,  5,  5,  5], dtype=int8), array([1, 0, 1], dtype=int8))
+    """
+    present = np.bincount(integers.reshape(-1).view(np.uint8), minlength=256)
+    found = np.sort(np.flatnonzero(present).astype(np.uint8).view(np.int8))
+    if found.size > 2**bits:
+        raise ValueError(f"integers must have at most {2**bits} different values, got {found.size}")
+    last = found[-1] if found.size else np.int8(0)
+    table = np.concatenate([found, np.full(2**bits - found.size, last, np.int8)])
+    place = np.zeros(256, np.int8)
+    place[found.view(np.uint8)] = np.arange(found.size)
+    return table, place[integers.view(np.uint8)]
+
+
+def encode_codes(integers: NDArray[np.int8], bits: int) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
+    """Code integers that take few values by their places in a table, 8 / bits to a byte.
+
+    In C order, the first one in the lowest bits of a byte; the unused bits of the last byte are 0.
+
+    Parameters
+    ----------
+    integers : [any shape] int8
+    bits : 1, 2 or 4
+
+    Returns
+    -------
+    codes : [ceil(size * bits / 8)] uint8
+    table : [at most 2^bits] int8
+        The different integers, in order.
+
+    Raises
+    ------
+    ValueError
+        When there are more of them.
+
+    Examples
+    --------
+    >>> encode_codes(np.array([5, -3, 5], np.int8), 2)
+    (array([17], dtype=uint8), array([-3,  5], dtype=int8))
+    """
+    table, places = codes_of(integers, bits)
+    each = 8 // bits
+    codes = np.zeros(-(-integers.size // each) * each, np.uint8)
+    codes[: integers.size] = places.reshape(-1)
+    coded = np.bitwise_or.reduce(codes.reshape(-1, each) << (np.arange(each, dtype=np.uint8) * bits), axis=1)
+    return coded.astype(np.uint8), np.unique(table) if integers.size else table[:0]
+
+
+def decode_codes(
+    codes: NDArray[np.uint8], table: NDArray[np.int8], bits: int, shape: tuple[int, ...]
+) -> NDArray[np.int8]:
+    """Invert :func:`encode_codes`.
+
+    Parameters
+    ----------
+    codes : [ceil(size * bits / 8)] uint8
+    table : [at most 2^bits] int8
+    bits : 1, 2 or 4
+    shape : tuple of int
+        Shape of the result.
+
+    Returns
+    -------
+    [shape] int8
+
+    Raises
+    ------
+    ValueError
+        When there are not as many bytes as the shape needs, unused bits are not 0, the table is longer or not in
+        order, or a code lies outside of it.
+
+    Examples
+    --------
+    >>> decode_codes(np.array([17], np.uint8), np.array([-3, 5], np.int8), 2, (3,))
+    array([ 5, -3,  5], dtype=int8)
+    """
+    size, each = int(np.prod(shape, dtype=np.int64)), 8 // bits
+    if codes.ndim != 1 or codes.dtype != np.uint8 or codes.size != -(-size // each):
+        raise ValueError(f"codes must be {-(-size // each)} uint8, got {codes.shape} {codes.dtype}")
+    if table.ndim != 1 or table.dtype != np.int8 or table.size > 2**bits:
+        raise ValueError(f"table must be at most {2**bits} int8, got {table.shape} {table.dtype}")
+    if (np.diff(table.astype(np.int16)) <= 0).any():
+        raise ValueError(f"table must increase, got {table.tolist()}")
+    places = codes[:, None] >> (np.arange(each, dtype=np.uint8) * np.uint8(bits)) & np.uint8(2**bits - 1)
+    places = places.reshape(-1)
+    if places[size:].any():
+        raise ValueError(f"codes must end with 0, got {places[-1]}")
+    if size and int(places.max()) >= table.size:
+        raise ValueError(f"codes must be below {table.size}, the size of the table, got {int(places.max())}")
+    integers: NDArray[np.int8] = table[places[:size]].reshape(shape)
+    return integers

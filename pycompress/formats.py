@@ -82,6 +82,81 @@ class Int4:
 
 
 @dataclass(frozen=True)
+class Codebook:
+    """Weights that share few int8 numbers, one table for all, with a scale for each output and group of inputs.
+
+    ``w = table[code] * scale[o, i // group]``: codes of 2 or 4 bits, at most 4 or 16 numbers from -127 to 127, scales
+    in float16. The last group is shorter where ``group`` does not divide in_features. The integers ``q = table[code]``
+    are what a packed weight and its files stand for: an int8 weight of so few different integers is kept as it is.
+
+    Activations are quantized to int8 as :class:`Int8` does it. A_g is the exact sum of a group, ``t = 0``, for each
+    group in order ``t = t + float(A_g) * s_g``, and ``y = t * s_x + bias[o]``: the same bits on every CPU.
+
+    From a float weight, k-means finds the table (from evenly spaced numbers, over the weights under their scales), in
+    turns with the scales of least squared error. One table for the tensor, not for each output: that is what a byte
+    shuffle can look up for 16 outputs at once. Groups whose weights are below 4e-6 vanish.
+
+    Parameters
+    ----------
+    bits : 2 or 4
+    group : 32, 64 or 128
+        Inputs that share a scale: at 4 bits 0.56, 0.53 or 0.52 bytes for each weight, at 2 bits 0.31, 0.28 or 0.27.
+
+    References
+    ----------
+    Han et al. 2016, Deep Compression (arXiv:1510.00149): weights that share values.
+
+    Examples
+    --------
+    >>> Codebook(bits=2)
+    Codebook(bits=2, group=64)
+    """
+
+    bits: int = 4
+    group: int = 64
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("bits", (2, 4)), ("group", (32, 64, 128))):
+            _check_bits(name, getattr(self, name), allowed[0], allowed[-1])
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Binary:
+    """Weights of one bit: ``w = sign(w) * alpha[o]``, ``alpha[o] = mean|w[o]|`` in float32, where the sign of 0 is +.
+
+    The integers -1 and 1 and the scale alpha are what a packed weight and its files stand for.
+
+    Parameters
+    ----------
+    activations : "int8" or "binary"
+        "int8": only the weights are binary. Rows are quantized as by :class:`Int8`, and the numbers are those of Int8
+        with the integers -1 and 1. (In the place of float32 activations: 64 products an instruction instead of 16, and
+        the same bits on every CPU.)
+        "binary": rows become signs too, ``x = sign(x) * K`` with ``K = mean|x|`` of the row, and
+        ``y = float(in - 2 * d) * (K * alpha[o]) + bias[o]``, d the number of inputs whose sign is not that of the
+        weight: XNOR and popcount. K is summed in float64 by 16 partial sums in a fixed order, so that the bits are the
+        same on every CPU. A row that holds NaN or infinity gives a row of NaN.
+
+    References
+    ----------
+    Rastegari et al. 2016, XNOR-Net (arXiv:1603.05279).
+
+    Examples
+    --------
+    >>> Binary(activations="binary")
+    Binary(activations='binary')
+    """
+
+    activations: Literal["int8", "binary"] = "int8"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.activations, str) or self.activations not in ("int8", "binary"):
+            raise ValueError(f"activations must be one of ['int8', 'binary'], got {self.activations!r}")
+
+
+@dataclass(frozen=True)
 class Sparse:
     """Only the nonzero weights are kept and multiplied.
 
@@ -179,7 +254,7 @@ class FixedPoint:
         _check_bits("bits", self.bits, 0, 15)
 
 
-Format = Int8 | Int4 | Sparse
+Format = Int8 | Int4 | Codebook | Binary | Sparse
 """The formats that have a kernel."""
 
 Grid = Int8 | Affine | FixedPoint
@@ -195,6 +270,31 @@ def has_int8_weights(format: object) -> bool:
     (True, True, False)
     """
     return isinstance(format, Int8) or (isinstance(format, Sparse) and isinstance(format.values, Int8))
+
+
+def has_int8_activations(format: object) -> bool:
+    """Whether a format quantizes its activations to int8.
+
+    Examples
+    --------
+    >>> has_int8_activations(Int4()), has_int8_activations(Codebook())
+    (False, True)
+    """
+    chosen = isinstance(format, (Int4, Binary)) and format.activations == "int8"
+    return has_int8_weights(format) or isinstance(format, Codebook) or chosen
+
+
+def code_bits(format: object) -> int | None:
+    """Return the bits of the codes that files hold in the place of integers, for a format that has such codes.
+
+    Examples
+    --------
+    >>> code_bits(Codebook(bits=2)), code_bits(Binary()), code_bits(Int8())
+    (2, 1, None)
+    """
+    if isinstance(format, Binary):
+        return 1
+    return format.bits if isinstance(format, Codebook) else None
 
 
 def _check_bits(name: str, value: object, low: int, high: int) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import kernels, torch_ops
 from .codes import decode_nonzeros, encode_nonzeros
-from .formats import Format, Int4, Int8
+from .formats import Format, Int4, Int8, code_bits
 from .kernels.ops import Activation, activation_code
 
 
@@ -24,7 +24,7 @@ class LayerDecision:
         Name of the layer in its model.
     kind : str
         Type of the layer it was, such as ``"Linear"`` or ``"Linear+ReLU"``.
-    format : Int8, Int4, Sparse or None
+    format : Int8, Int4, Codebook, Binary, Sparse or None
         How the weight is stored; None: the layer stays dense.
     kernel : str or None
         The kernel that runs, such as ``"native/avx2"``; None: torch's own.
@@ -175,11 +175,11 @@ class PackedLinear(PackedLayer):
 
     Notes
     -----
-    ``state_dict`` holds ``weight`` [out, in] int8 for Int8; for Sparse the ``weight_gaps`` uint8 and ``weight_values``
-    (int8 where there is a scale, else float32) of :func:`pycompress.codes.encode_nonzeros`; and, where they exist,
-    ``scale`` [out], ``bias`` [out] and ``input_scale`` [], float32. For Int4 ``weight`` [out, in] int8, ``scale``
-    [out, groups] float16 and, with zero points, ``zero_point`` [out, groups] uint8; or ``scale`` [out] float32 and
-    ``multiplier`` [out, groups] uint8. Loading needs the same keys.
+    ``state_dict`` holds ``weight`` [out, in] int8 for Int8 and Binary; for Sparse the ``weight_gaps`` uint8 and
+    ``weight_values`` (int8 where there is a scale, else float32) of :func:`pycompress.codes.encode_nonzeros`; and,
+    where they exist, ``scale`` [out], ``bias`` [out] and ``input_scale`` [], float32. For Int4 and Codebook ``weight``
+    [out, in] int8, ``scale`` [out, groups] float16 and, with zero points, ``zero_point`` [out, groups] uint8; or
+    ``scale`` [out] float32 and ``multiplier`` [out, groups] uint8. Loading needs the same keys.
 
     Examples
     --------
@@ -271,7 +271,7 @@ def arrays_like(present: dict[str, Tensor], tensors: dict[str, Any]) -> dict[str
 
 def _canonical_tensors(packed: kernels.PackedWeight) -> dict[str, Tensor]:
     weight = packed.canonical_weight()
-    if isinstance(packed.format, (Int8, Int4)):
+    if isinstance(packed.format, (Int8, Int4)) or code_bits(packed.format) is not None:
         tensors = {"weight": torch.from_numpy(weight)}
     else:
         gaps, values = encode_nonzeros(weight)

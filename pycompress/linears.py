@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import grids, kernels
-from .formats import Format, Int4, Int8, Sparse, has_int8_weights
+from .formats import Format, Int8, Sparse, has_int8_weights
 from .kernels import PackedWeight
 from .selection import count_bad, listed
 
@@ -244,7 +244,7 @@ def candidates(
     ----------
     layer : nn.Linear, or the Conv1D of :func:`is_conv1d`, whose weight is transposed
         Without an :func:`obstacle`.
-    format : Int8, Int4, Sparse or None
+    format : Int8, Int4, Codebook, Binary, Sparse or None
         None: the formats that keep the layer's numbers, Int8 on its recorded grid and Sparse where it is pruned, in
         the blocks that its zeros come in.
     records : mapping
@@ -288,7 +288,7 @@ def candidates(
     found = []
     for each in formats:
         scale = input_scale = None
-        if record is not None and on_grid is not None and not isinstance(each, Int4):
+        if record is not None and on_grid is not None and isinstance(each, (Int8, Sparse)):
             scale = record.scale
             input_scale = record.input_scale if static and has_int8_weights(each) else None
         key = (id(parameter), id(added), turned, each, scale is None, input_scale)

@@ -15,7 +15,7 @@ from .choosing import fastest
 from .convolutions import PackedConv2d
 from .encoders import Fused, fuse_activations_, leave_fused_path_, restore_, take_ordinary_path_
 from .folding import fold_, unfold_
-from .formats import Format, Int4, Int8, Sparse, has_int8_weights
+from .formats import Binary, Codebook, Format, Int4, Int8, Sparse, has_int8_weights
 from .fusing import seen_together, sequential_pairs, traced_pairs
 from .grids import grid_of
 from .images import alternative, channels_last, faster, together
@@ -66,8 +66,9 @@ def pack(
         On the CPU, with at least one such layer. It is not changed.
     example_inputs : tensor, array, or tuple or dict of them
         What the model is called with, with the batch size that matters.
-    format : Int8, Int4 or Sparse, optional
-        The one format to try on every layer. A weight that lies on no Int8 grid is rounded by Int8; Int4 rounds all.
+    format : Int8, Int4, Codebook, Binary or Sparse, optional
+        The one format to try on every layer. A weight that lies on no Int8 grid is rounded by Int8; Int4,
+        Codebook and Binary round all.
     force : bool
         Replace without measuring.
 
@@ -93,8 +94,8 @@ def pack(
     >>> [type(layer).__name__ for layer in packed]
     ['PackedLinear', 'Identity', 'PackedLinear']
     """
-    if format is not None and not isinstance(format, (Int8, Int4, Sparse)):
-        raise TypeError(f"format must be Int8(), Int4(), Sparse() or None, got {format!r}")
+    if format is not None and not isinstance(format, (Int8, Int4, Codebook, Binary, Sparse)):
+        raise TypeError(f"format must be Int8(), Int4(), Codebook(), Binary(), Sparse() or None, got {format!r}")
     if not isinstance(force, bool):
         raise TypeError(f"force must be a bool, got {type(force).__name__}")
     find_all(model)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import cases_codebook
 import cases_convolution
 import cases_int4
 import cases_recurrent
@@ -362,6 +363,9 @@ OPERATIONS = {
         ),
         Operation("int4_linear", cases_int4.weight_only, run_linear, cases_int4.truth, cases_int4.tolerance),
         Operation("int4_int8_linear", cases_int4.quantized, run_linear, _by_reference(run_linear)),
+        Operation("codebook_linear", cases_codebook.make, run_linear, _by_reference(run_linear)),
+        Operation("binary_int8_linear", cases_codebook.binary, run_linear, _by_reference(run_linear)),
+        Operation("binary_linear", cases_codebook.signs, run_linear, _by_reference(run_linear)),
         Operation("sparse_linear", _sparse_linear, run_linear, float_truth, float_tolerance),
         Operation("sparse_block_linear", cases_sparse.make_blocks, run_linear, float_truth, float_tolerance),
         Operation("lstm", functools.partial(cases_recurrent.make, "lstm"), cases_recurrent.run, cases_recurrent.truth),

@@ -141,6 +141,14 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
             "activations": Choice(("int4", "", 7)),
         },
     ),
+    "Binary": (lambda: {"activations": "binary"}, {"activations": Choice(("float32", "", 7))}),
+    "Codebook": (
+        lambda: {"bits": 2, "group": 32},
+        {
+            "bits": Number((0, 1, 3, 8, -2, 2**70), integer=True),
+            "group": Number((0, 16, 33, 96, 256, -32, 2**70), integer=True),
+        },
+    ),
     "Sparse": (
         lambda: {"block": (1, 1), "values": pc.Float32()},
         {"block": Choice(((2, 2), (0, 0), (1,), [1, 1], (1.5, 1))), "values": Choice((pc.Int4(), pc.Float32))},

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden import convolution, int4, layers, recurrent, version1
+from golden import binary, codebook, convolution, int4, layers, recurrent, version1
 from test_artifact import assert_same
 
 from pycompress import artifact, grids
@@ -45,6 +45,30 @@ def test_the_golden_file_of_4_bit_weights_is_read_for_ever():
     assert torch.equal(again(x), expected(x))
     codings = {t.name: (t.coding, t.bytes) for t in artifact.describe(int4.PATH).tensors}
     assert [codings[f"{i}.weight"] for i in (0, 2, 3, 4)] == [("nibbles", n) for n in (1500, 700, 578, 116)]
+
+
+def test_the_golden_file_of_weights_that_share_numbers_is_read_for_ever():
+    assert hashlib.sha256(codebook.PATH.read_bytes()).hexdigest() == codebook.SHA256
+    expected, again = codebook.build(), artifact.load(codebook.PATH, into=codebook.architecture)
+    assert_same(again, expected)
+    assert repr(again) == repr(expected)
+    x = version1.numbers(9, 75)
+    assert torch.equal(again(x), expected(x))
+    codings = {t.name: (t.coding, t.bytes) for t in artifact.describe(codebook.PATH).tensors}
+    sizes = {0: (4, 1500 + 16), 2: (2, 350 + 4), 3: (2, 289 + 3)}
+    assert all(codings[f"{i}.weight"] == (f"{b}-bit codes", n) for i, (b, n) in sizes.items())
+
+
+def test_the_golden_file_of_binary_weights_is_read_for_ever():
+    assert hashlib.sha256(binary.PATH.read_bytes()).hexdigest() == binary.SHA256
+    expected, again = binary.build(), artifact.load(binary.PATH, into=binary.architecture)
+    assert_same(again, expected)
+    assert repr(again) == repr(expected)
+    x = version1.numbers(9, 75)
+    assert torch.equal(again(x), expected(x))
+    codings = {t.name: (t.coding, t.bytes) for t in artifact.describe(binary.PATH).tensors}
+    sizes = {0: 375 + 2, 2: 175 + 2, 3: 145 + 1}
+    assert all(codings[f"{i}.weight"] == ("1-bit codes", n) for i, n in sizes.items())
 
 
 def test_the_golden_file_of_recurrent_layers_is_read_for_ever():
@@ -103,6 +127,10 @@ def read_by_the_book(data):
         if "nibbles" in record:
             values = np.stack([values & 15, values >> 4], axis=1).reshape(-1)[: np.prod(record["shape"], dtype=int)]
             values = values.astype(np.int8) - record["nibbles"]
+        if "codes" in record:
+            each = np.unpackbits(values, bitorder="little").reshape(-1, record["codes"])
+            codes = (each * 2 ** np.arange(record["codes"])).sum(axis=1)
+            values = parts["table"][codes[: np.prod(record["shape"], dtype=int)]]
         dense = np.zeros(np.prod(record["shape"], dtype=int), DTYPES[record["dtype"]])
         if "grid" in record:
             first = record["shape"][0]
@@ -117,7 +145,7 @@ def read_by_the_book(data):
     return tensors, metadata["layers"]
 
 
-@pytest.mark.parametrize("golden", [version1, int4, recurrent, convolution, layers])
+@pytest.mark.parametrize("golden", [version1, int4, codebook, binary, recurrent, convolution, layers])
 def test_format_md_is_enough_to_read_a_file(golden):
     tensors, layers = read_by_the_book(golden.PATH.read_bytes())
     model = golden.build()

@@ -13,7 +13,7 @@ import pytest
 from cases import bits
 
 from pycompress import kernels
-from pycompress.formats import Int4, Int8, Sparse
+from pycompress.formats import Binary, Codebook, Int4, Int8, Sparse
 
 THREADS = (1, 2, 3, 4, 8, 16)
 NAMES = list(cases.OPERATIONS)
@@ -29,7 +29,7 @@ def large_problem(name, implementation):
     """A problem of an operation that is worth several threads (a small one for the reference, which has none)."""
     rng = np.random.default_rng(8)
     small = 4 if implementation == "reference" else 1
-    if name in ("int8_linear", "sparse_linear", "int4_linear", "int4_int8_linear"):
+    if name in ("int8_linear", "sparse_linear", "int4_linear", "int4_int8_linear", "codebook_linear", "binary_linear"):
         rows, inputs, outputs = 301 // small, 600 // small, 515 // small
         weight = rng.normal(size=(outputs, inputs)).astype(np.float32)
         problem = {"x": rng.normal(size=(rows, inputs)).astype(np.float32), "weight": weight, "activation": None}
@@ -39,6 +39,10 @@ def large_problem(name, implementation):
             return problem
         if name.startswith("int4"):
             return problem | {"format": Int4(activations="float32" if name == "int4_linear" else "int8")}
+        if name == "codebook_linear":
+            return problem | {"format": Codebook(bits=2)}
+        if name == "binary_linear":
+            return problem | {"format": Binary("binary")}
         return problem | {"scale": None, "input_scale": None}
     if name == "int8_conv":
         return cases_convolution.make(rng, 0, 1, 1) | {

@@ -9,7 +9,7 @@ import pytest
 from cases import bits
 
 from pycompress import kernels
-from pycompress.formats import Int4, Int8, Sparse
+from pycompress.formats import Binary, Codebook, Int4, Int8, Sparse
 
 RUNNABLE = [name for name in cases.implementations() if not cases.missing(name)]
 
@@ -52,7 +52,13 @@ def packed_weights():
         yield kernels.pack(weight, format, bias, input_scale=0.05 if format.activations == "int8" else None)
     nibbles, half = np.clip(integers // 16, -8, 7), rng.normal(size=(19, 1)).astype(np.float16)
     yield kernels.pack(nibbles, Int4(group=64), bias, scale=half)
-    for format in (Int8(), Sparse(), *INT4):
+    for format in (Codebook(), Codebook(bits=2, group=32)):
+        yield kernels.pack(weight, format, bias, input_scale=0.05 if format.bits == 2 else None)
+    yield kernels.pack(np.where(integers > 0, np.int8(-127), np.int8(3)), Codebook(), scale=half)
+    yield kernels.pack(weight, Binary(), bias, input_scale=0.05)
+    yield kernels.pack(weight, Binary("binary"), bias)
+    yield kernels.pack(np.ones((19, 37), np.int8), Binary(), scale=0.5)
+    for format in (Int8(), Sparse(), Codebook(), Binary(), Binary("binary"), *INT4):
         for shape in ((0, 5), (5, 0), (0, 0)):
             yield kernels.pack(np.zeros(shape, np.float32), format)
 

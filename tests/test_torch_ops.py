@@ -17,7 +17,7 @@ from torch import nn
 from pycompress import kernels, weight_bytes
 from pycompress.chains import ChainedSequential, chained
 from pycompress.convolutions import PackedConv1d, PackedConv2d
-from pycompress.formats import Int4, Int8, Sparse
+from pycompress.formats import Binary, Codebook, Int4, Int8, Sparse
 from pycompress.layers import PackedLinear
 
 
@@ -34,6 +34,8 @@ WEIGHTS = {
     "sparse": lambda: weight(Sparse(), bias=torch.arange(7.0)),
     "sparse-int8": lambda: kernels.pack(weight().canonical_weight(), Sparse(), scale=0.5),
     "int4": lambda: weight(Int4(zero_point=True), bias=torch.arange(7.0)),
+    "binary": lambda: weight(Binary("binary"), bias=torch.arange(7.0), inside=70),
+    "codebook": lambda: weight(Codebook(bits=2), bias=torch.arange(7.0), inside=70),
     "int4-int": lambda: weight(Int4(scales="int", activations="int8"), inside=70),
     "no inputs": lambda: weight(inside=0),
 }

@@ -90,7 +90,9 @@ Floats linear(const State& state, const Floats& x, int activation, int threads) 
 }
 
 // One for each file of this folder.
+void bind_binary(py::module_& m);
 void bind_channels_last(py::module_& m);
+void bind_codebook(py::module_& m);
 void bind_convolution(py::module_& m);
 void bind_int4(py::module_& m);
 void bind_matmul(py::module_& m);

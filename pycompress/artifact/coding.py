@@ -2,7 +2,7 @@
 
 A tensor is stored as it is; or as the values that are not zero and the distances between them, where that is smaller;
 or, when its layer has a quantization grid that it lies on, as the integers of that grid; or, when it holds integers of
-4 bits, two to a byte.
+4 bits, two to a byte; or as codes of few bits, and the table of what they stand for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import grids
-from ..codes import decode_nibbles, decode_nonzeros, encode_nibbles, encode_nonzeros
+from ..codes import decode_codes, decode_nibbles, decode_nonzeros, encode_codes, encode_nibbles, encode_nonzeros
 from ..formats import Affine, FixedPoint, Grid, Int8
 from ..grids import GridRecord
 from .container import ArtifactError
@@ -107,6 +107,30 @@ def encode_integers(tensor: Tensor, offset: int) -> tuple[TensorRecord, dict[str
     return TensorRecord(tuple(tensor.shape), "I8", nibbles=offset), {"values": values}
 
 
+def encode_table(tensor: Tensor, bits: int) -> tuple[TensorRecord, dict[str, Tensor]]:
+    """Code integers of which at most 2^bits are different as codes, and their table.
+
+    Parameters
+    ----------
+    tensor : [any shape] int8
+    bits : 1, 2 or 4
+
+    Returns
+    -------
+    record : TensorRecord
+    parts : dict of tensors
+        ``"values"``, ``"table"``.
+
+    Examples
+    --------
+    >>> encode_table(torch.tensor([-8, 7, 7], dtype=torch.int8), 2)[1]
+    {'values': tensor([20], dtype=torch.uint8), 'table': tensor([-8,  7], dtype=torch.int8)}
+    """
+    codes, table = encode_codes(tensor.numpy(), bits)
+    parts = {"values": torch.from_numpy(codes), "table": torch.from_numpy(table)}
+    return TensorRecord(tuple(tensor.shape), "I8", codes=bits), parts
+
+
 def part_names(record: TensorRecord) -> tuple[set[str], set[str]]:
     """Return the parts that a coded tensor must have, and those that it may have.
 
@@ -116,6 +140,7 @@ def part_names(record: TensorRecord) -> tuple[set[str], set[str]]:
     True
     """
     required = {"values"} | ({"gaps"} if record.nonzeros else set()) | ({"scale"} if record.grid else set())
+    required |= {"table"} if record.codes is not None else set()
     return required, {"zero_point"} if isinstance(record.grid, Affine) else set()
 
 
@@ -149,6 +174,9 @@ def decode(record: TensorRecord, parts: dict[str, Tensor], name: str) -> tuple[T
     try:
         if record.nibbles is not None:
             return torch.from_numpy(decode_nibbles(parts["values"].numpy(), record.nibbles, record.shape)), None
+        if record.codes is not None:
+            codes, table = parts["values"].numpy(), parts["table"].numpy()
+            return torch.from_numpy(decode_codes(codes, table, record.codes, record.shape)), None
         if record.grid is None:
             values = parts["values"]
             _check(values.dtype == TORCH_DTYPES[record.dtype], f"values must be {record.dtype}", values)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import NamedTuple
 
-from ..formats import Int4, Int8, has_int8_weights
+from ..formats import Codebook, Int4, Int8, code_bits, has_int8_activations, has_int8_weights
 from . import attention, coding, embeddings, recurrent
 from .container import ArtifactError, Entry, Header, digest_fits, read_header
 from .durable import check_path, read_file
@@ -101,8 +101,7 @@ def packed_names(layer: str) -> dict[str, str]:
 
 def _has_int8_inputs(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> bool:
     if layer.packed is not None:
-        format = layer.packed.format
-        return has_int8_weights(format) or (isinstance(format, Int4) and format.activations == "int8")
+        return has_int8_activations(layer.packed.format)
     weight = tensors.get(packed_names(name)["weight"])
     return weight is not None and weight.record is not None and isinstance(weight.record.grid, Int8)
 
@@ -119,7 +118,7 @@ def _check_packed(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> 
     if any(stored.record is not None and stored.record.grid is not None for stored in found.values()):
         raise ArtifactError(f"packed layer {name!r:.99} must not have a grid: its scale is a tensor of its own")
     format = None if layer.packed is None else layer.packed.format
-    has_integers = has_int8_weights(format) or isinstance(format, Int4)
+    has_integers = has_int8_weights(format) or isinstance(format, Int4) or code_bits(format) is not None
     if (scale is not None) != (weight.dtype == "I8") or (has_integers and scale is None):
         raise ArtifactError(f"packed layer {name!r:.99} must have a scale with integers, and with these alone")
     expected: dict[str, tuple[str, tuple[int, ...]]] = dict.fromkeys(("scale", "bias"), ("F32", weight.shape[:1]))
@@ -131,6 +130,8 @@ def _check_packed(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> 
             expected["scale"] = "F16", side
         if format.zero_point:
             expected["zero_point"] = "U8", side
+    if isinstance(format, Codebook):
+        expected["scale"] = "F16", (weight.shape[0], -(-weight.shape[1] // format.group))
     for part, stored in found.items():
         if part != "weight" and (stored.dtype, stored.shape) != expected.get(part):
             wanted = f"a {part} {expected[part][0]} {expected[part][1]}" if part in expected else f"no {part}"
@@ -161,7 +162,8 @@ class TensorDescription:
     dtype : str
         As decoded, by its name in safetensors.
     coding : str
-        ``"plain"``, ``"nonzeros"``, or a grid such as ``"Int8()"``, or both; or ``"nibbles"``.
+        ``"plain"``, ``"nonzeros"``, or a grid such as ``"Int8()"``, or both; or ``"nibbles"``, or such as
+        ``"4-bit codes"``.
     bytes : int
         What it takes in the file, without the header.
     """
@@ -253,7 +255,8 @@ def _coding(stored: Stored) -> str:
         return "plain"
     words = [repr(stored.record.grid)] if stored.record.grid else []
     words += ["nonzeros"] if stored.record.nonzeros else []
-    return " + ".join(words if stored.record.nibbles is None else [*words, "nibbles"])
+    words += ["nibbles"] if stored.record.nibbles is not None else []
+    return " + ".join(words if stored.record.codes is None else [*words, f"{stored.record.codes}-bit codes"])
 
 
 def _bytes(stored: Stored, entries: dict[str, Entry]) -> int:

@@ -44,6 +44,8 @@ class TensorRecord:
         The grid whose integers are stored in place of the numbers.
     nibbles : 0, 8 or None
         What was added to integers of 4 bits that are stored two to a byte.
+    codes : 1, 2, 4 or None
+        Bits of the codes that are stored in place of integers, beside the table of these.
     """
 
     shape: tuple[int, ...]
@@ -51,6 +53,7 @@ class TensorRecord:
     nonzeros: bool = False
     grid: Grid | None = None
     nibbles: int | None = None
+    codes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -206,9 +209,13 @@ def _tensor(value: object, where: str) -> TensorRecord:
         raise ArtifactError(
             f"{where}.nibbles must be 0 or 8, for an I8 tensor and no other coding, got {nibbles!r:.99}"
         )
-    if grid is None and not nonzeros and nibbles is None:
-        raise ArtifactError(f"{where} must say how the tensor is coded: nonzeros, grid or nibbles")
-    return TensorRecord(read_shape(record["shape"], where), dtype, nonzeros, cast(Grid | None, grid), nibbles)
+    codes = record.get("codes")
+    other = nonzeros or grid is not None or nibbles is not None
+    if "codes" in record and (type(codes) is not int or codes not in (1, 2, 4) or other or dtype != "I8"):
+        raise ArtifactError(f"{where}.codes must be 1, 2 or 4, for an I8 tensor and no other coding, got {codes!r:.99}")
+    if not other and codes is None:
+        raise ArtifactError(f"{where} must say how the tensor is coded: nonzeros, grid, nibbles or codes")
+    return TensorRecord(read_shape(record["shape"], where), dtype, nonzeros, cast(Grid | None, grid), nibbles, codes)
 
 
 def _layer(value: object, name: str, where: str) -> LayerRecord:

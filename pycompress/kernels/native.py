@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _native
+from ..codes import codes_of
 from . import backends
-from .reference import DTYPES, Above, Cell, Float, Int4Parts, Int8Array, Narrow, Output, Starts
+from .reference import DTYPES, Above, Cell, CodebookParts, Float, Int4Parts, Int8Array, Narrow, Output, Starts
 
 
 def levels() -> list[str]:
@@ -52,6 +53,32 @@ def pack_int4(
 
 
 def unpack_int4(state: _native.Int4State) -> NDArray[np.int8]:
+    """Return the integers [out, in]."""
+    return state.unpack()
+
+
+def pack_binary(weight: Int8Array, scale: Float, bias: Float | None) -> _native.BinaryState:
+    """Lay a weight of signs [out, in] out in panels of bits."""
+    return _native.pack_binary(weight, scale, bias, backends.isa_name())
+
+
+def unpack_binary(state: _native.BinaryState) -> NDArray[np.int8]:
+    """Return the integers [out, in]."""
+    return state.unpack()
+
+
+def pack_codebook(parts: CodebookParts, bias: Float | None, input_scale: float | None) -> _native.CodebookState:
+    """Lay a weight of few bits [out, in] out in panels."""
+    if parts.bits == 1:  # -1 and 1, also where all are 1
+        table, codes = np.array([-1, 1], np.int8), (parts.weight > 0).astype(np.int8)
+    else:
+        table, codes = codes_of(parts.weight, parts.bits)
+    scale = None if parts.scale is None else parts.scale.view(np.uint16)
+    sides = scale, parts.channel_scale, bias, input_scale
+    return _native.pack_codebook(codes, table, parts.bits, parts.group, *sides, backends.isa_name())
+
+
+def unpack_codebook(state: _native.CodebookState) -> NDArray[np.int8]:
     """Return the integers [out, in]."""
     return state.unpack()
 
@@ -150,6 +177,16 @@ def int8_conv_last(
 
 def int4_linear(x: Float, state: _native.Int4State, activation: int, threads: int) -> Float:
     """Multiply rows [rows, in] with a 4-bit weight."""
+    return state.linear(x, activation, threads)
+
+
+def binary_linear(x: Float, state: _native.BinaryState, activation: int, threads: int) -> Float:
+    """Multiply the signs of rows [rows, in] with a weight of signs."""
+    return state.linear(x, activation, threads)
+
+
+def codebook_linear(x: Float, state: _native.CodebookState, activation: int, threads: int) -> Float:
+    """Multiply rows [rows, in] with a weight of few bits."""
     return state.linear(x, activation, threads)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats import Int4, has_int8_weights
+from ..formats import Binary, Codebook, Int4, Sparse, has_int8_weights
 from . import arrays, backends
 from .arrays import ArrayLike
 from .packed import PackedWeight, positive
@@ -18,6 +18,7 @@ from .reference.activations import CODES
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid", "relu6"]
 
 _FLOAT32 = np.dtype(np.float32)
+_KERNELS = {Int4: "int4_linear", Codebook: "codebook_linear", Binary: "codebook_linear", Sparse: "sparse_linear"}
 
 
 def linear(
@@ -39,7 +40,10 @@ def linear(
     fp32; the order of additions depends neither on the number of threads nor on how a batch is cut. With int8
     activations rows are quantized as above; A_g is the exact sum of a group; from ``t = 0``, for each group in order
     ``t = t + float(A_g) * s_g``; ``y = t * (m / 127) + bias[o]``, every operation rounded once: the same bits
-    everywhere. With ``scales="int"``: as Int8, with the weights ``q * multiplier``.
+    everywhere. With ``scales="int"``: as Int8, with the weights ``q * multiplier``. Codebook: as Int4 with int8
+    activations, with the numbers of the table in the place of q - z. Binary: as Int8 with weights -1 and 1; with
+    binary activations ``y = float(in - 2 * d) * (K * alpha[o]) + bias[o]``, where d counts the inputs whose sign is not
+    that of the weight and K is the mean of |x| over the row.
 
     Sparse with Int8 values: the numbers of Int8, bit for bit. Else Sparse: fp32 over the stored weights; the order of
     additions, and so the result, does not depend on the number of threads nor on how a batch is cut. A pruned weight
@@ -103,7 +107,8 @@ def linear(
     for name, value in (("residual", residual), ("output_scale", output_scale)):
         if value is not None:
             raise ValueError(f"{name} must be None with {packed.format}: the int8 kernels take it")
-    run = packed._module.int4_linear if isinstance(packed.format, Int4) else packed._module.sparse_linear
+    signs = packed.format == Binary("binary")
+    run = packed._module.binary_linear if signs else getattr(packed._module, _KERNELS[type(packed.format)])
     y = run(rows, packed._state, code, backends.threads_for(x))
     return arrays.restore(y.reshape(*array.shape[:-1], out_features), x)
 

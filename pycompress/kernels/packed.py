@@ -7,12 +7,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..codes import decode_nibbles, decode_nonzeros, encode_nibbles, encode_nonzeros
-from ..formats import Format, Int4, Int8, Sparse, has_int8_weights
-from . import arrays, backends, int4
+from ..codes import decode_codes, decode_nibbles, decode_nonzeros, encode_codes, encode_nibbles, encode_nonzeros
+from ..formats import Binary, Codebook, Format, Int4, Int8, Sparse, code_bits, has_int8_activations, has_int8_weights
+from . import arrays, backends, binary, codebook, int4
 from .arrays import ArrayLike
 from .immutable import Numbered
-from .reference import ZERO_ROW, Int4Parts
+from .reference import ZERO_ROW, CodebookParts, Int4Parts
 
 
 class PackedWeight(Numbered):
@@ -23,7 +23,7 @@ class PackedWeight(Numbered):
 
     Attributes
     ----------
-    format : Int8, Int4 or Sparse
+    format : Int8, Int4, Codebook, Binary or Sparse
         What the weight computes.
     shape : (int, int)
         (out_features, in_features).
@@ -34,7 +34,8 @@ class PackedWeight(Numbered):
     kernel : str
         The kernel that runs, such as ``"native/avx2"``.
     scale : [out_features] float32, read-only, or None
-        Scale of the integers; of Int4 with float16 scales [out_features, groups] float16.
+        Scale of the integers; of Codebook, and of Int4 with float16 scales, [out_features, groups]
+        float16.
     zero_point, multiplier : [out_features, groups] uint8, read-only, or None
         Of Int4: zero points, and integer scales of groups.
     bias : [out_features] float32, read-only, or None
@@ -88,6 +89,19 @@ class PackedWeight(Numbered):
             nibbles = encode_nibbles(self.canonical_weight(), 0 if self.format.zero_point else 8)
             fields = self.bias, self.scale, self.input_scale, self.zero_point, self.multiplier
             return _unpickle_int4, (self.format, self.shape, nibbles, *fields)
+        bits = code_bits(self.format)
+        if bits is not None:
+            codes, table = encode_codes(self.canonical_weight(), bits)
+            return _unpickle_codes, (
+                self.format,
+                self.shape,
+                bits,
+                codes,
+                table,
+                self.bias,
+                self.scale,
+                self.input_scale,
+            )
         gaps, values = encode_nonzeros(self.canonical_weight())
         return _unpickle, (self.format, self.shape, gaps, values, self.bias, self.scale, self.input_scale)
 
@@ -103,6 +117,10 @@ class PackedWeight(Numbered):
             return cast("NDArray[Any]", self._module.unpack_int8(self._state))
         if isinstance(self.format, Int4):
             return cast("NDArray[Any]", self._module.unpack_int4(self._state))
+        if self.format == Binary("binary"):
+            return cast("NDArray[Any]", self._module.unpack_binary(self._state))
+        if code_bits(self.format) is not None:
+            return cast("NDArray[Any]", self._module.unpack_codebook(self._state))
         dense = self._module.unpack_sparse(self._state)
         if self.scale is None:
             return cast("NDArray[Any]", dense)
@@ -121,6 +139,8 @@ class PackedWeight(Numbered):
             scale: Any = self.scale
             half, channel = (scale, None) if self.multiplier is None else (None, scale)
             return Int4Parts(weight, self.format.group, half, self.zero_point, self.multiplier, channel).floats()
+        if isinstance(self.format, Codebook):
+            return CodebookParts(weight, self.format.bits, self.format.group, cast(Any, self.scale)).floats()
         return weight if self.scale is None else weight.astype(np.float32) * self.scale[:, None]
 
 
@@ -150,6 +170,19 @@ def _unpickle_int4(
     return pack(weight, format, bias, scale, input_scale, zero_point=zero_point, multiplier=multiplier)
 
 
+def _unpickle_codes(
+    format: Format,
+    shape: tuple[int, int],
+    bits: int,
+    codes: NDArray[np.uint8],
+    table: NDArray[np.int8],
+    bias: NDArray[np.float32] | None,
+    scale: NDArray[Any],
+    input_scale: float | None,
+) -> PackedWeight:
+    return pack(decode_codes(codes, table, bits, shape), format, bias, scale, input_scale)
+
+
 def pack(
     weight: ArrayLike,
     format: Format,
@@ -173,14 +206,18 @@ def pack(
     that something else made, such as GPTQ or MatMulNBits (whose symmetric codes are ``q + 8``), are given as an int8
     weight with ``scale``, and ``zero_point`` where the format has them.
 
+    With :class:`Codebook` a float weight gets the nearest numbers of a table that k-means finds; an int8 weight of at
+    most ``2^bits`` different integers from -127 to 127 is kept as it is. With :class:`Binary` a float weight gives its
+    signs, and the mean of its magnitudes per output as the scale; an int8 weight holds -1 and 1.
+
     Parameters
     ----------
     weight : [out_features, in_features] float32, float16, bfloat16, or int8 with ``scale``
-    format : Int8, Int4 or Sparse
+    format : Int8, Int4, Codebook, Binary or Sparse
     bias : [out_features] float, optional
     scale : [out_features] or one float, optional
-        Scale of the integers, positive. Of Int4: [out_features, groups], any sign, rounded to float16; with
-        ``scales="int"`` [out_features], positive.
+        Scale of the integers, positive. Of Int4 and Codebook: [out_features, groups], any sign, rounded to float16; of
+        Int4 with ``scales="int"`` [out_features], positive.
     input_scale : float, optional
         Fixed scale of int8 activations; by default it is found per row at run time.
     zero_point : [out_features, groups] uint8, optional
@@ -202,8 +239,8 @@ def pack(
     >>> pack(np.eye(3, dtype=np.float32), Sparse()).density
     0.3333333333333333
     """
-    if not isinstance(format, (Int8, Int4, Sparse)):
-        raise TypeError(f"format must be Int8(), Int4() or Sparse(), got {format!r}")
+    if not isinstance(format, (Int8, Int4, Codebook, Binary, Sparse)):
+        raise TypeError(f"format must be Int8(), Int4(), Codebook(), Binary() or Sparse(), got {format!r}")
     array = arrays.view(weight, "weight")
     if array.dtype != np.int8:
         array = arrays.float32(weight, "weight")
@@ -218,12 +255,19 @@ def pack(
     out_features, in_features = array.shape
     bias_array = checked_bias(bias, "bias", out_features)
     if input_scale is not None:
-        if not (has_int8_weights(format) or (isinstance(format, Int4) and format.activations == "int8")):
-            raise ValueError(f"input_scale must be None with {format}: its activations stay fp32")
+        if not has_int8_activations(format):
+            raise ValueError(f"input_scale must be None with {format}: its activations do not become int8")
         input_scale = positive(input_scale, "input_scale")
     parts = int4.parts(array, format, scale, zero_point, multiplier) if isinstance(format, Int4) else None
+    coded = None
+    if isinstance(format, Codebook):
+        coded = codebook.parts(array, format, scale)
+    elif isinstance(format, Binary):
+        coded = binary.parts(array, format, scale)
     scale_array: Any
-    if parts is not None:
+    if coded is not None:
+        scale_array = coded.scale if coded.channel_scale is None else coded.channel_scale
+    elif parts is not None:
         scale_array = parts.scale if parts.channel_scale is None else parts.channel_scale
     else:
         scale_array = checked_scale(scale, "scale", out_features)
@@ -236,6 +280,12 @@ def pack(
     elif parts is not None and isinstance(format, Int4):
         state = module.pack_int4(parts, bias_array, format.activations == "int8", input_scale)
         nonzeros = parts.nonzeros()
+    elif coded is not None and format == Binary("binary"):
+        state = module.pack_binary(coded.weight, scale_array, bias_array)
+        nonzeros = array.size
+    elif coded is not None:
+        state = module.pack_codebook(coded, bias_array, input_scale)
+        nonzeros = coded.nonzeros()
     else:
         if scale_array is not None:
             integers, _ = integers_of(array, scale_array)

@@ -9,6 +9,8 @@ Inputs are handed to Numba read-only and aligned, so that each kernel is compile
 slices): Numba tests other indices for being negative, and such a loop is not vectorised.
 """
 
+from .binary import binary_linear, pack_binary, unpack_binary
+from .codebook import codebook_linear, pack_codebook, unpack_codebook
 from .convolution import int8_conv, int8_conv_last, pack_conv, pack_conv_last
 from .int4 import int4_linear, pack_int4, unpack_int4
 from .matmul import (
@@ -28,7 +30,9 @@ from .vectors import dequantize, quantize
 __all__ = [
     "above",
     "apply_threshold",
+    "binary_linear",
     "block_norms",
+    "codebook_linear",
     "dequantize",
     "int4_linear",
     "int8_conv",
@@ -38,6 +42,8 @@ __all__ = [
     "int8_recurrent",
     "kth_magnitude",
     "nm_mask",
+    "pack_binary",
+    "pack_codebook",
     "pack_conv",
     "pack_conv_last",
     "pack_csr",
@@ -48,6 +54,8 @@ __all__ = [
     "quantize",
     "sparse_linear",
     "spmm",
+    "unpack_binary",
+    "unpack_codebook",
     "unpack_csr",
     "unpack_int4",
     "unpack_int8",

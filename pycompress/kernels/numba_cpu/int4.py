@@ -72,7 +72,8 @@ def _float_outputs(x, weight, scale, group, bias, activation, y, first, last):
 
 
 @kernel
-def _int8_outputs(q, row_scales, weight, scale, group, bias, activation, y, first, last):
+def int8_outputs(q, row_scales, weight, scale, group, bias, activation, y, first, last):
+    """Outputs [first, last) of int8 rows, under the scales of groups."""
     for o in range(first, last):
         for r in range(q.shape[0]):
             total = np.float32(0)
@@ -96,7 +97,7 @@ def int4_linear(x: Float, state: Int4State, activation: int, threads: int) -> Fl
     item_ns = rows * (20 + features / 8) + features + 1
     if state.int8_activations:
         q, scales = quantize_rows(x, state.input_scale, threads)
-        run(_int8_outputs, y.shape[1], item_ns, threads, q, scales, *weight, y)
+        run(int8_outputs, y.shape[1], item_ns, threads, q, scales, *weight, y)
     else:
         run(_float_outputs, y.shape[1], item_ns, threads, as_input(x), *weight, y)
     return y

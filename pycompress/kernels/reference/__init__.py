@@ -4,6 +4,8 @@ int8 follows its written fp32 formula step by step, so that all other implementa
 bit. The names are those of `numba_cpu` and `native`; `ops.py` checks arguments before it calls any of them.
 """
 
+from .binary import BinaryState, binarize, binary_linear, pack_binary, unpack_binary
+from .codebook import CodebookParts, CodebookState, codebook_linear, pack_codebook, unpack_codebook
 from .convolution import ConvState, int8_conv, int8_conv_last, pack_conv, pack_conv_last
 from .int4 import Int4Parts, Int4State, int4_linear, pack_int4, unpack_int4
 from .matmul import (
@@ -34,7 +36,10 @@ __all__ = [
     "GATES",
     "ZERO_ROW",
     "Above",
+    "BinaryState",
     "Cell",
+    "CodebookParts",
+    "CodebookState",
     "ConvState",
     "CsrState",
     "Float",
@@ -50,7 +55,10 @@ __all__ = [
     "above",
     "apply_threshold",
     "as_output",
+    "binarize",
+    "binary_linear",
     "block_norms",
+    "codebook_linear",
     "dequantize",
     "int4_linear",
     "int8_conv",
@@ -60,6 +68,8 @@ __all__ = [
     "int8_recurrent",
     "kth_magnitude",
     "nm_mask",
+    "pack_binary",
+    "pack_codebook",
     "pack_conv",
     "pack_conv_last",
     "pack_csr",
@@ -71,6 +81,8 @@ __all__ = [
     "quantize_rows",
     "sparse_linear",
     "spmm",
+    "unpack_binary",
+    "unpack_codebook",
     "unpack_csr",
     "unpack_int4",
     "unpack_int8",
