@@ -41,11 +41,10 @@ def binarize(x: Float) -> tuple[NDArray[np.bool_], Float]:
     In float64 with 16 partial sums, each of every 16th input in its order, which are then added by halves.
     """
     rows, inputs = x.shape
-    padded = np.zeros((rows, -(-inputs // 16), 16), np.float64)
-    padded.reshape(rows, padded[0].size if rows else 0)[:, :inputs] = np.abs(x)
     sums = np.zeros((rows, 16), np.float64)
-    for i in range(padded.shape[1]):
-        sums += padded[:, i]
+    for i in range(0, inputs, 16):
+        part = np.abs(x[:, i : i + 16]).astype(np.float64)
+        sums[:, : part.shape[1]] += part
     for half in (8, 4, 2, 1):
         sums = sums[:, :half] + sums[:, half : 2 * half]
     mean = sums[:, 0] / max(inputs, 1)
