@@ -446,11 +446,7 @@ def conv_model():
     ("call", "error", "message"),
     [
         (lambda: pack(None, X), TypeError, "model must be a torch.nn.Module, got NoneType"),
-        (
-            lambda: pack(mlp(), X, "int8"),
-            TypeError,
-            r"format must be Int8\(\), Int4\(\), .* or None, got",
-        ),
+        (lambda: pack(mlp(), X, "int8"), TypeError, r"format must be Int8\(\), Int4\(\), .* or None, got"),
         (lambda: pack(mlp(), X, FixedPoint()), TypeError, "format must be"),
         (lambda: pack(mlp(), X, force=1), TypeError, "force must be a bool, got int"),
         (lambda: pack(nn.Sequential(nn.ReLU()), X), ValueError, "must have an nn.Linear, nn.Conv1d, .*got 1 ReLU"),

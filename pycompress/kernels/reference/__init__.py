@@ -4,7 +4,7 @@ int8 follows its written fp32 formula step by step, so that all other implementa
 bit. The names are those of `numba_cpu` and `native`; `ops.py` checks arguments before it calls any of them.
 """
 
-from .binary import BinaryState, binarize, binary_linear, pack_binary, unpack_binary
+from .binary import BinaryState, binary_linear, pack_binary, unpack_binary
 from .codebook import CodebookParts, CodebookState, codebook_linear, pack_codebook, unpack_codebook
 from .convolution import ConvState, int8_conv, int8_conv_last, pack_conv, pack_conv_last
 from .int4 import Int4Parts, Int4State, int4_linear, pack_int4, unpack_int4
@@ -55,7 +55,6 @@ __all__ = [
     "above",
     "apply_threshold",
     "as_output",
-    "binarize",
     "binary_linear",
     "block_norms",
     "codebook_linear",

@@ -35,7 +35,7 @@ def unpack_binary(state: BinaryState) -> Int8Array:
     return state.weight.copy()
 
 
-def binarize(x: Float) -> tuple[NDArray[np.bool_], Float]:
+def _binarize(x: Float) -> tuple[NDArray[np.bool_], Float]:
     """Return ``x >= 0`` [rows, in], and the mean of |x| [rows], NaN for a row that holds NaN or infinity.
 
     In float64 with 16 partial sums, each of every 16th input in its order, which are then added by halves.
@@ -54,7 +54,7 @@ def binarize(x: Float) -> tuple[NDArray[np.bool_], Float]:
 
 def binary_linear(x: Float, state: BinaryState, activation: int, threads: int) -> Float:
     """``y = float(signs of x @ signs of w) * (K * alpha) + bias``, in fp32, each operation rounded once."""
-    positive, mean = binarize(x)
+    positive, mean = _binarize(x)
     sums = np.where(positive, 1, -1) @ state.weight.astype(np.int64).T
     with np.errstate(over="ignore", invalid="ignore"):
         y = sums.astype(np.float32) * (mean[:, None] * state.scale[None, :])
