@@ -17,6 +17,7 @@ import measure
 import networks
 import pytest
 import recurrent
+import small
 from measure import OURS
 
 pytestmark = pytest.mark.benchmark(max_time=0.1, min_rounds=5)
@@ -70,6 +71,15 @@ def test_int4_linear(
 ) -> None:
     group = f"int4_linear {shape[0]}x{shape[1]} group={size} {activations} rows={rows}"
     _run(compared, group, name, threads, int4.check_calls, shape, size, activations, rows, threads, pool)
+
+
+@pytest.mark.parametrize("name", [OURS, "torch fp32", "pycompress Int8", "pycompress Int4"])
+@pytest.mark.parametrize("format", small.FORMATS, ids=repr)
+def test_small_linear(
+    name: str, format: Any, rows: int, threads: int, shape: tuple[int, int], pool: int, compared: Any
+) -> None:
+    group = f"small_linear {shape[0]}x{shape[1]} {format} rows={rows}"
+    _run(compared, group, name, threads, small.check_calls, shape, format, rows, threads, pool)
 
 
 @pytest.mark.parametrize("name", [OURS, "torch fp32", *READERS])

@@ -2,11 +2,12 @@
 
 Every row of the table is one problem: what we take, what each peer takes (medians in microseconds), and the paired
 ratio to beat with its 95 % interval: baseline / ours. The baseline is the fastest eligible peer of that very row, the
-one with the lowest median. Eligible are the int8 peers for int8_linear and ffn, the int4 ones for int4_linear, torch's
-dynamic int8 for rnn, torch fp32 for int8_conv and sparse_linear, our own unstructured format for sparse_blocks (batches
-of 128 on; the goal is 1.3), torch and SciPy CSR for spmm (rows are columns of the dense matrix there), torch.kthvalue
-for scoring, where the goal is 10; the others stand in the table. limit_share is
-what the limits measured in the same run would allow (multiplications, or bytes read from where the weights lie), over
+one with the lowest median. Eligible are the int8 peers for int8_linear and ffn, the int4 ones for int4_linear, torch
+fp32 and our own Int8 and Int4 for small_linear, torch's dynamic int8 for rnn, torch fp32 for int8_conv and
+sparse_linear, our own unstructured format for sparse_blocks (batches of 128 on; the goal is 1.3), torch and SciPy CSR
+for spmm (rows are columns of the dense matrix there), torch.kthvalue for scoring, where the goal is 10; the others
+stand in the table. limit_share is what the limits measured in the same run would allow (multiplications, or bytes read
+from where the weights lie), over
 what we take. Exit code 1: some ratio is below its goal. Exit code 2: wrong arguments, or a contestant failed.
 
 Each number of threads is measured in a process of its own. Peers that are not installed are left out. With --level the
@@ -33,6 +34,7 @@ import linears
 import measure
 import pruned
 import recurrent
+import small
 import sparse
 import torch
 import vectors
@@ -44,9 +46,15 @@ from rich.table import Table
 from pycompress import kernels
 from pycompress.progress import track
 
-INTEGER = ("int8_linear", "int4_linear", "int8_conv", "rnn", "ffn")
+INTEGER = ("int8_linear", "int4_linear", "small_linear", "int8_conv", "rnn", "ffn")
 GOAL = dict.fromkeys(INTEGER, 1.0) | {"sparse_linear": 1.0, "sparse_blocks": 1.3, "spmm": 1.0, "scoring": 10.0}
-LINEAR = ("int8_linear", "int4_linear", "sparse_linear", "sparse_blocks")  # the others have one copy of their weights
+LINEAR = (
+    "int8_linear",
+    "int4_linear",
+    "small_linear",
+    "sparse_linear",
+    "sparse_blocks",
+)  # the others have one copy of their weights
 ALIASES = {"kth_magnitude": "scoring"}
 
 # level: oneDNN, FBGEMM, MKL, ATen. Each library reads its own variable, and the first alone limits neither of the next.
@@ -104,6 +112,8 @@ def _points(op: str, arguments: argparse.Namespace, threads: int) -> list[Callab
     if op == "int4_linear":
         few = [count for count in rows if count < 512 or arguments.rows]
         return list(int4.points(fitting, few, threads, int4.GROUPS[:1] if quick else int4.GROUPS))
+    if op == "small_linear":
+        return list(small.points(fitting, [count for count in rows if count < 512 or arguments.rows], threads))
     return list(
         linears.points(f"{op} static" if arguments.static and op == "int8_linear" else op, fitting, rows, threads)
     )
@@ -215,13 +225,18 @@ def table(rows: list[Row]) -> Table:
     """
     first = rows[0]
     peers = list(dict.fromkeys(name for row in rows for name in row["peers_us"]))
-    title = f"{first['op']}, {first['format']}, level {first['level']}, tier {first['tier']}, medians in us"
+    formats = {row["format"] for row in rows}
+    described = first["format"] if len(formats) == 1 else f"{len(formats)} formats"
+    title = f"{first['op']}, {described}, level {first['level']}, tier {first['tier']}, medians in us"
     result = Table(title=title, title_justify="left")
+    if len(formats) > 1:
+        result.add_column("format")
     for heading in ("shape", "rows", "threads", OURS, *peers, "ratio", "over", "of the limit", "verdict"):
         result.add_column(heading, justify="right")
     for row in rows:
         times = [f"{row['peers_us'][name]:.0f}" if name in row["peers_us"] else "" for name in peers]
         result.add_row(
+            *([row["format"]] if len(formats) > 1 else []),
             "x".join(map(str, row["shape"])),
             "" if row["rows"] is None else str(row["rows"]),
             str(row["threads"]),
