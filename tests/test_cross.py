@@ -1,8 +1,8 @@
-"""Integer kernels at levels that the CPU of the tests may lack: Arm under qemu, x86 by replaced instructions.
+"""Kernels at levels that the CPU of the tests may lack: Arm under qemu, x86 by replaced instructions.
 
-C++ programs (native/*_levels.cpp) compare every level with the scalar kernel
-bit for bit, and patches of images also with a plain convolution (native/patches.h). Their digests of all outputs must
-not depend on the architecture.
+C++ programs (native/*_levels.cpp) compare every level with the scalar kernel bit for bit, patches of images also with
+a plain convolution (native/patches.h), sparse fp32 sums with a chain of fused multiply-adds. Their digests of all
+outputs must not depend on the architecture.
 """
 
 import platform
@@ -53,7 +53,7 @@ def run(*command):
 
 
 def kernel_sources():
-    operations = ("int8_linear", "int8_rnn", "codebook_linear", "binary_linear")
+    operations = ("int8_linear", "int8_rnn", "codebook_linear", "binary_linear", "sparse_linear")
     folders = ("csrc", *(f"csrc/{operation}" for operation in operations))
     return sorted(str(path) for folder in folders for path in ROOT.glob(f"{folder}/*.cpp"))
 
@@ -63,11 +63,13 @@ OPERATIONS = {
     "rnn_levels": "int8_rnn",
     "codebook_levels": "codebook_linear",
     "binary_levels": "binary_linear",
+    "sparse_levels": "sparse_linear",
 }
-ENOUGH = {"int8_levels": 830, "rnn_levels": 290, "codebook_levels": 290, "binary_levels": 290}
+ENOUGH = {"int8_levels": 830, "rnn_levels": 290, "codebook_levels": 290, "binary_levels": 290, "sparse_levels": 500}
 # Of the argument: problems for each number of rows, or in all.
-SCALE = {"int8_levels": 1, "rnn_levels": 23, "codebook_levels": 23, "binary_levels": 23}
-WITHOUT = {"binary_levels": ("neondot", "i8mm")}  # levels of Arm that run the version of neon
+SCALE = {"int8_levels": 1, "rnn_levels": 23, "codebook_levels": 23, "binary_levels": 23, "sparse_levels": 1}
+# Levels of Arm that run the version of neon.
+WITHOUT = dict.fromkeys(("binary_levels", "sparse_levels"), ("neondot", "i8mm"))
 
 
 @pytest.fixture(scope="module", params=OPERATIONS)
