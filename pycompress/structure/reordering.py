@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .. import scores
@@ -24,7 +22,8 @@ from .operations import LOSERS
 from .removal import fractions_of, same_outputs
 from .tracing import losing_layers, trace
 
-_ROUNDS = 50
+_ROUNDS = 50  # at most; a dozen are usual
+_ENOUGH = 5e-4  # of the sum: what a round has to add
 
 
 def permute_channels(
@@ -43,9 +42,9 @@ def permute_channels(
     another order. Of all orders one is sought in which the blocks that ``prune_(pattern=Blocks(*block))`` would keep
     hold the largest sum of scores: ``max over order, mask of sum over blocks b of mask[b] * sum of scores in b``, with
     a fraction ``1 - sparsity`` of the blocks of each layer in the mask. Steps in turns: the best mask for an order is
-    the largest blocks; the best order for a mask is a linear assignment of outputs to places, solved exactly. Neither
-    step lowers the sum, so that it ends in a local optimum. Layers are permuted one after the other, the first first,
-    with the inputs as they then lie.
+    the largest blocks; for a mask, pairs of outputs change places as long as that raises the sum, the best ones first.
+    Neither step lowers it: it ends in a local optimum. Layers are permuted one after the other, the first first, with
+    the inputs as they then lie.
 
     Outputs that have to stay where they are (those that the model gives out, or that meet what keeps its order, as a
     residual stream does) stay; see :func:`pycompress.simplify`, which follows them in the same way.
@@ -79,7 +78,6 @@ def permute_channels(
     References
     ----------
     Pool, J. and Yu, C. (2021). Channel Permutations for N:M Sparsity. NeurIPS.
-    Kuhn, H. W. (1955). The Hungarian method for the assignment problem.
 
     Examples
     --------
@@ -227,18 +225,38 @@ def _order(values: list[Tensor], height: int, sparsity: float) -> Tensor:
     best, most = torch.arange(count), -1.0
     for order in (torch.arange(count), _similar_first(values, height, sparsity)):
         previous = -1.0
+        order = order.clone()
         for _ in range(_ROUNDS):
             mask, kept = _best_mask(values, order, height, sparsity)
             if kept > most:
-                best, most = order, kept
-            if kept <= previous * (1 + 1e-9):
+                best, most = order.clone(), kept
+            if kept <= previous * (1 + _ENOUGH):
                 break
             previous = kept
-            gain = (every @ mask.double().T)[:, group]
-            rows, places = linear_sum_assignment(gain.numpy(), maximize=True)
-            order = torch.from_numpy(np.asarray(rows)[np.argsort(places)])
-            order = order[(group * count + order).argsort()]  # inside a group as they were
-    return best
+            order = _swapped(every @ mask.double().T, order, group)
+    return best[(group * count + best).argsort()]  # inside a group as they were
+
+
+def _swapped(gain: Tensor, order: Tensor, group: Tensor) -> Tensor:
+    """Let sets change places, two by two, until no swap raises the sum of gain[set, group of its place]."""
+    count = order.numel()
+    for _ in range(count):
+        there = gain[order][:, group]  # of the set at each place, were it at another
+        here = there.diagonal()
+        raised = there + there.T - here[:, None] - here
+        best, partner = raised.max(1)
+        least = 1e-9 * float(here.sum())
+        pairs = torch.stack([torch.arange(count), partner], 1)[
+            best.argsort(descending=True)[: int((best > least).sum())]
+        ]
+        taken: set[int] = set()
+        for a, b in pairs.tolist():
+            if a not in taken and b not in taken:
+                taken.update((a, b))
+                order[[a, b]] = order[[b, a]]
+        if not taken:
+            break
+    return order
 
 
 def _similar_first(values: list[Tensor], height: int, sparsity: float) -> Tensor:
