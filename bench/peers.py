@@ -48,13 +48,8 @@ from pycompress.progress import track
 
 INTEGER = ("int8_linear", "int4_linear", "small_linear", "int8_conv", "rnn", "ffn")
 GOAL = dict.fromkeys(INTEGER, 1.0) | {"sparse_linear": 1.0, "sparse_blocks": 1.3, "spmm": 1.0, "scoring": 10.0}
-LINEAR = (
-    "int8_linear",
-    "int4_linear",
-    "small_linear",
-    "sparse_linear",
-    "sparse_blocks",
-)  # the others have one copy of their weights
+# The others have one copy of their weights.
+LINEAR = ("int8_linear", "int4_linear", "small_linear", "sparse_linear", "sparse_blocks")
 ALIASES = {"kth_magnitude": "scoring"}
 
 # level: oneDNN, FBGEMM, MKL, ATen. Each library reads its own variable, and the first alone limits neither of the next.

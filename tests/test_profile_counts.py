@@ -180,7 +180,7 @@ def test_bytes_are_those_in_memory():
     assert [layer.format for layer in found.layers] == ["", "float32", "float32", "float32"]
     half = quick(copy.deepcopy(dense).bfloat16(), x.bfloat16())
     assert row(half, "0").own.bytes == 2 * (64 * 32 + 32) and row(half, "0").format == "bfloat16"
-    for format in (pc.Int8(), pc.Int4(), pc.Int4(group=32, zero_point=True), pc.Sparse()):
+    for format in (pc.Int8(), pc.Int4(), pc.Int4(group=32, zero_point=True), pc.Codebook(), pc.Binary(), pc.Sparse()):
         packed = pc.pack(dense, x, format, force=True)
         found = row(quick(packed, x), "2")
         assert found.own.bytes == packed[2].packed.nbytes and found.format == repr(format)
@@ -213,7 +213,8 @@ def test_pruned_weights_are_seen():
 
 
 @pytest.mark.parametrize(
-    "format", [pc.Int8(), pc.Int4(), pc.Int4(zero_point=True), pc.Int4(scales="int", activations="int8")]
+    "format",
+    [pc.Int8(), pc.Int4(), pc.Int4(zero_point=True), pc.Int4(scales="int", activations="int8"), pc.Codebook()],
 )
 def test_nonzeros_of_packed_weights(format):
     weight = torch.zeros(4, 64)
