@@ -16,6 +16,7 @@ import linears
 import measure
 import pruned
 import pytest
+import scoring
 import vectors
 from measure import OURS
 
@@ -82,6 +83,13 @@ VECTORS = {
     "scores per row, L2": partial(vectors.scores, "row", 2),
     "scores per column, L1": partial(vectors.scores, "column", 1),
     "scores per column, L2": partial(vectors.scores, "column", 2),
+    "norms per row": scoring.norms,
+    "norms per row, bf16": scoring.bfloat16,
+    "norms of blocks": scoring.blocks,
+    "Taylor per row": scoring.taylor,
+    "Wanda per row": scoring.wanda,
+    "above, mask": scoring.mask,
+    "nm_mask 2:4": scoring.two_of_four,
     "apply_threshold": vectors.threshold,
     "quantize per row": vectors.quantize,
     "dequantize per row": vectors.dequantize,

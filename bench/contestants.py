@@ -62,6 +62,8 @@ class Point:
         Bytes that our copies rotate through.
     kind : "int8" or "fp32"
         What the operations multiply.
+    goal : float or None
+        The ratio to reach, where it is not that of the operation.
     """
 
     shape: list[Any]
@@ -73,6 +75,7 @@ class Point:
     work: tuple[float, float] | None = None
     nbytes: int = 0
     kind: str = "int8"
+    goal: float | None = None
 
 
 def checked_calls(

@@ -122,7 +122,7 @@ def drawn(total, size):
     """The places that select.cpp samples."""
     state, places, start = 0x9E3779B97F4A7C15, [], 0
     for i in range(size):
-        end = total * (i + 1) // size
+        end = start + total // size + (i < total % size)
         state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
         places.append(start + (state * (end - start) >> 64))
         start = end

@@ -54,7 +54,7 @@ std::size_t filter_as(const T* x, std::size_t n, std::uint32_t low, std::uint32_
 }
 
 std::size_t filter(const void* x, Element type, std::size_t n, std::uint32_t low, std::uint32_t high,
-                   std::uint32_t* kept, std::size_t, std::uint64_t* below, std::uint32_t* largest) {
+                   std::uint32_t* kept, std::uint64_t* below, std::uint32_t* largest) {
   std::size_t size = 0;
   with_element(type, x, [&](const auto* p) { size = filter_as(p, n, low, high, kept, below, largest); });
   return size;

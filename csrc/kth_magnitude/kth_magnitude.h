@@ -31,11 +31,10 @@ struct kth_magnitude_call {
   KthWay* way;       // how it was found: one pass, two, or radix selection
 };
 
-// Counts in x [n] the magnitudes below `low` and copies those in [low, high] to `kept`, at most `room`; returns how many
-// there are. `largest` becomes the larger of itself and the largest bits seen.
+// Counts in x [n] the magnitudes below `low` and copies those in [low, high] to `kept`, which has room for n + 16;
+// returns how many there are. `largest` becomes the larger of itself and the largest bits seen.
 using kth_filter = std::size_t (*)(const void* x, Element type, std::size_t n, std::uint32_t low, std::uint32_t high,
-                                   std::uint32_t* kept, std::size_t room, std::uint64_t* below,
-                                   std::uint32_t* largest);
+                                   std::uint32_t* kept, std::uint64_t* below, std::uint32_t* largest);
 
 void select_kth(const kth_magnitude_call& call, kth_filter filter);
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "../thread_pool.h"
@@ -47,29 +48,38 @@ struct Random {
 };
 
 // One element from each of `size` stretches of all elements, in their order: no worse than a plain random sample, also
-// for sorted data, and memory is read forwards.
+// for sorted data. The places are drawn first, so that memory can be asked for ahead: 4 of 12 ms.
 std::vector<std::uint32_t> drawn(const std::vector<Piece>& pieces, std::uint64_t total, std::size_t size) {
+  struct Place {
+    const void* x;
+    Element type;
+  };
+  std::vector<Place> places(size);
   std::vector<std::uint32_t> sample(size);
   Random random;
   std::size_t p = 0;
   std::uint64_t before = 0, from = 0;
   for (std::size_t i = 0; i < size; ++i) {
-    const auto to = static_cast<std::uint64_t>(static_cast<unsigned __int128>(total) * (i + 1) / size);
+    const std::uint64_t to = from + total / size + (i < total % size);
     const std::uint64_t at = from + random.below(to - from);
     while (at - before >= pieces[p].n) before += pieces[p++].n;
-    with_element(pieces[p].type, pieces[p].x, [&](const auto* x) { sample[i] = key(widen(x[at - before])); });
+    places[i] = {moved(pieces[p].x, pieces[p].type, at - before), pieces[p].type};
     from = to;
+  }
+  for (std::size_t i = 0; i < size; ++i) {
+    if (i + 32 < size) __builtin_prefetch(places[i + 32].x);
+    with_element(places[i].type, places[i].x, [&](const auto* x) { sample[i] = key(widen(*x)); });
   }
   return sample;
 }
 
-// Values that enclose the k-th of `total` with near certainty (6 standard deviations of the sample's rank).
+// Values that enclose the k-th of `total` with near certainty (5 standard deviations of the sample's rank).
 void bracket(const std::vector<Piece>& pieces, std::uint64_t total, std::uint64_t k, std::uint32_t* low,
              std::uint32_t* high) {
   const auto size = static_cast<std::size_t>(std::min<std::uint64_t>(65536, total / 16));
   std::vector<std::uint32_t> sample = drawn(pieces, total, size);
   const double share = static_cast<double>(k) / static_cast<double>(total), n = static_cast<double>(size);
-  const double spread = 6 * std::sqrt(share * (1 - share) * n) + 2;
+  const double spread = 5 * std::sqrt(share * (1 - share) * n) + 2;
   const auto first = static_cast<std::ptrdiff_t>(std::floor(share * n - spread));
   const auto last = static_cast<std::ptrdiff_t>(std::ceil(share * n + spread));
   *low = 0;
@@ -123,12 +133,6 @@ std::uint32_t find_bin(const std::vector<std::uint64_t>& counts, std::uint64_t* 
   return bin;
 }
 
-float radix(const std::vector<Piece>& pieces, std::uint64_t k, int threads) {
-  const std::uint32_t high = find_bin(histogram(pieces, 15, 0xffff, 0, 31, threads), &k);
-  const std::uint32_t low = find_bin(histogram(pieces, 0, 0x7fff, high, 15, threads), &k);
-  return from_bits(high << 15 | low);
-}
-
 // What one pass over everything finds for a bracket [low, high].
 struct Found {
   std::uint64_t below = 0, inside = 0;  // counts
@@ -143,10 +147,11 @@ Found filtered(const std::vector<Piece>& pieces, kth_filter filter, std::uint32_
   std::mutex mutex;
   parallel_for(chunks, threads, [&](std::size_t i) {
     const std::size_t first = pieces.size() * i / chunks, last = pieces.size() * (i + 1) / chunks;
-    std::vector<std::uint32_t> buffer(piece);
+    std::vector<std::uint32_t> buffer(piece + 16);  // a level may store a whole vector at the end
     Found part;
+    part.kept.reserve((last - first) * 512);  // a bracket of a large selection holds less than a sixtieth
     for (std::size_t p = first; p < last; ++p) {
-      const std::size_t n = filter(pieces[p].x, pieces[p].type, pieces[p].n, low, high, buffer.data(), piece,
+      const std::size_t n = filter(pieces[p].x, pieces[p].type, pieces[p].n, low, high, buffer.data(),
                                    &part.below, &part.largest);
       part.inside += n;
       part.overflow = part.overflow || part.kept.size() + n > room;
@@ -157,15 +162,40 @@ Found filtered(const std::vector<Piece>& pieces, kth_filter filter, std::uint32_
     found.inside += part.inside;
     found.largest = std::max(found.largest, part.largest);
     found.overflow = found.overflow || part.overflow || found.kept.size() + part.kept.size() > room;
-    if (!found.overflow) found.kept.insert(found.kept.end(), part.kept.begin(), part.kept.end());
+    if (!found.overflow && found.kept.empty()) {
+      found.kept = std::move(part.kept);
+    } else if (!found.overflow) {
+      found.kept.insert(found.kept.end(), part.kept.begin(), part.kept.end());
+    }
   });
   return found;
 }
 
-float nth(std::vector<std::uint32_t>& kept, std::uint64_t k) {
-  const auto at = kept.begin() + static_cast<std::ptrdiff_t>(k - 1);
-  std::nth_element(kept.begin(), at, kept.end());
+// The k-th (from 1) of what was kept in [low, high]: by a histogram of the range, then among the values of one bin. The
+// standard library's selection took 5 times as long.
+float nth(const std::vector<std::uint32_t>& kept, std::uint64_t k, std::uint32_t low, std::uint32_t high) {
+  int shift = 0;
+  while ((high - low) >> shift > 0xfff) ++shift;
+  std::vector<std::uint64_t> counts(0x1000);
+  for (const std::uint32_t bits : kept) ++counts[(bits - low) >> shift];
+  const std::uint32_t bin = find_bin(counts, &k);
+  std::vector<std::uint32_t> few;
+  few.reserve(counts[bin]);
+  for (const std::uint32_t bits : kept) {
+    if ((bits - low) >> shift == bin) few.push_back(bits);
+  }
+  const auto at = few.begin() + static_cast<std::ptrdiff_t>(k - 1);
+  std::nth_element(few.begin(), at, few.end());
   return from_bits(*at);
+}
+
+float radix(const std::vector<Piece>& pieces, kth_filter filter, std::uint64_t k, std::size_t room, std::size_t chunks,
+            int threads) {
+  const std::uint32_t high = find_bin(histogram(pieces, 15, 0xffff, 0, 31, threads), &k);
+  const std::uint32_t first = high << 15, last = first | 0x7fff;
+  const Found found = filtered(pieces, filter, first, last, room, chunks, threads);
+  if (!found.overflow) return nth(found.kept, k, first, last);
+  return from_bits(first | find_bin(histogram(pieces, 0, 0x7fff, high, 15, threads), &k));
 }
 
 }  // namespace
@@ -188,7 +218,7 @@ void select_kth(const kth_magnitude_call& call, kth_filter filter) {
   }
   const bool inside = k > found.below && k <= found.below + found.inside;
   if (inside && !found.overflow) {
-    *call.value = nth(found.kept, k - found.below);
+    *call.value = nth(found.kept, k - found.below, low, high);
     return;
   }
   if (inside) {
@@ -208,12 +238,12 @@ void select_kth(const kth_magnitude_call& call, kth_filter filter) {
       return;
     }
     if (!found.overflow) {
-      *call.value = nth(found.kept, k - up_to_low);
+      *call.value = nth(found.kept, k - up_to_low, low, high);
       return;
     }
   }
   *call.way = KthWay::radix;
-  *call.value = radix(pieces, k, call.threads);
+  *call.value = radix(pieces, filter, k, room, chunks, call.threads);
 }
 
 }  // namespace pycompress
