@@ -377,8 +377,13 @@ def test_with_everything_measured(model, monkeypatch):
     monkeypatch.setattr(pipeline, "validate", pc.validate)
     result = pc.compress(model, None, TEST, sparsity=0.5, quantize=pc.Int8(), margin=0.1)
     assert [row.batch for row in result.verdict.cost.latency] == [1, 32]
-    assert all(layer.speedup is not None for layer in result.summary.layers if layer.kind != "BatchNorm1d")
-    assert all((layer.format is not None) == (layer.low > 1) for layer in result.summary.layers)
+    measured = [layer for layer in result.summary.layers if layer.kind != "BatchNorm1d"]
+    assert measured
+    for layer in measured:  # alone, or with its neighbours: which of them is a matter of the machine
+        if layer.speedup is None:
+            assert layer.format == pc.Int8() and "in one call" in layer.reason
+        else:
+            assert (layer.format is not None) == (layer.low > 1)
 
 
 def test_static_int8_comes_out_of_one_call(model, monkeypatch):
