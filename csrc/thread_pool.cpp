@@ -206,8 +206,8 @@ Pool& get_pool() {
 }
 
 struct Scratch {
-  void* data[5] = {};
-  std::size_t bytes[5] = {};
+  void* data[6] = {};
+  std::size_t bytes[6] = {};
   ~Scratch() {
     for (void* p : data) std::free(p);
   }

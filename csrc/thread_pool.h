@@ -33,8 +33,7 @@ void parallel_for(std::size_t count, int threads, Body&& body) {
 std::size_t chunk_count(std::size_t units, double total_us, int threads);
 
 // Scratch memory of the calling thread, 64-byte aligned, valid until its next call with the same slot; for use by code
-// that runs outside bodies. Slots are 0..3, and 4 for what lies between
-// two kernels.
+// that runs outside bodies. Slots are 0..3, 4 for what lies between two kernels, and 5 for columns of activations.
 void* scratch(int slot, std::size_t bytes);
 
 }  // namespace pycompress

@@ -156,6 +156,7 @@ def pack_int8(
     bias: NDArray[np.float32] | None,
     input_scale: float | None,
     isa: str,
+    strip: int | None,
 ) -> Int8State: ...
 def pack_recurrent(
     cell: str,

@@ -15,6 +15,7 @@
 #include <string>
 #include <type_traits>
 
+#include "../int8_linear/pack.h"
 #include "../isa.h"
 
 namespace py = pybind11;
@@ -51,6 +52,13 @@ Isa parse(const std::string& name);
 
 using Floats = py::array_t<float, py::array::c_style>;
 using Bytes = py::array_t<std::int8_t, py::array::c_style>;
+
+// An int8 weight [out, in]: dense, or of a sparse one with strips of `height` outputs, 0 for a bitmap.
+inline Int8Packed pack_int8_weight(const Bytes& weight, std::optional<std::size_t> height) {
+  const auto out = static_cast<std::size_t>(weight.shape(0)), in = static_cast<std::size_t>(weight.shape(1));
+  const auto at = [in, from = weight.data()](std::size_t o, std::size_t i) { return from[o * in + i]; };
+  return height ? Int8Packed::sparse(out, in, *height, at) : Int8Packed(out, in, at);
+}
 
 // Calls run(first, rows) for chunks of rows of about 20 ms, without the GIL, and looks for signals between them.
 template <class Run>

@@ -116,11 +116,9 @@ class Int8Chain {
 };
 
 std::shared_ptr<Int8State> pack_int8(const Bytes& weight, const Floats& scale, const std::optional<Floats>& bias,
-                                     std::optional<float> input_scale, const std::string& isa) {
-  const auto out = static_cast<std::size_t>(weight.shape(0)), in = static_cast<std::size_t>(weight.shape(1));
-  const std::int8_t* from = weight.data();
-  const auto at = [=](std::size_t o, std::size_t i) { return from[o * in + i]; };
-  auto state = std::make_shared<Int8State>(parse(isa), Int8Packed(out, in, at));
+                                     std::optional<float> input_scale, const std::string& isa,
+                                     std::optional<std::size_t> height) {
+  auto state = std::make_shared<Int8State>(parse(isa), pack_int8_weight(weight, height));
   state->set(scale, bias, input_scale);
   return state;
 }

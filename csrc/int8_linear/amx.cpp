@@ -5,7 +5,7 @@
 
 #if PYCOMPRESS_X86
 namespace pycompress {
-void int8_linear_avx512vnni(const int8_linear_call& call);
+void int8_linear_avx512icl(const int8_linear_call& call);
 }
 
 PYCOMPRESS_BEGIN_AMX

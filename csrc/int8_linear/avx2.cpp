@@ -14,6 +14,12 @@ namespace {
 //
 #include "rows.inc"
 //
+#include "line_avx2.inc"
+//
+#include "sparse.inc"
+//
+#include "columns_none.inc"
+//
 #include "images.inc"
 //
 #include "integers.inc"

@@ -14,6 +14,14 @@ namespace {
 //
 #include "rows.inc"
 //
+#include "expand_pdep.inc"
+//
+#include "line_avx512vnni.inc"
+//
+#include "sparse.inc"
+//
+#include "columns_avx512vnni.inc"
+//
 #include "images.inc"
 //
 #include "integers.inc"

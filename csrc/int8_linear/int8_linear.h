@@ -10,6 +10,10 @@
 // where the last block has only the groups that `in`, padded to 4, needs. A 64-byte line is a VNNI operand, or
 // four operands of Arm's sdot, and 16 lines are an AMX B tile. Outputs are padded with zeros to 32.
 //
+// Sparse weights, the same numbers from fewer bytes (int8_sparse): only the lines that hold a weight, with a list of their
+// groups for each strip of 16 or 32 outputs (blocks of 16x4, 32x4 and 32x64, outputs x inputs); or, for zeros without a
+// pattern, a mask of 64 bits for each line and its nonzero bytes. sparse.inc says how they are multiplied.
+//
 // Chains: between two layers the activations never leave the cache; where the next layer has a static scale they are
 // requantized at once. The numbers are those of the layers called one after the other.
 //
@@ -27,6 +31,17 @@ namespace pycompress {
 constexpr std::size_t int8_panel = 32;           // outputs in a panel
 constexpr std::size_t int8_sum_chunk = 131008;   // inputs whose products fit into int32 for sure; multiple of 64
 
+// What is kept of a sparse weight. Groups are counted from the start of their chunk of int8_sum_chunk inputs.
+struct int8_sparse {
+  std::size_t height;            // outputs of a strip: 16 or 32; 0: a bitmap
+  std::size_t chunks;            // of int8_sum_chunk inputs
+  double density;                // kept lines by all lines; 1 of a bitmap
+  const std::size_t* starts;     // [strips or, of a bitmap, panels][chunks] + 1: first kept group, or first value
+  const std::uint16_t* groups;   // [kept groups]
+  const std::uint64_t* masks;    // of a bitmap: [panels][groups][2 tiles], bit b: byte b of the line is not 0
+  const std::int8_t* values;     // [kept groups][height / 16] lines, or nonzero bytes in the order of the masks
+};
+
 struct int8_weight {
   std::size_t out_features, in_features;
   std::size_t panels;         // ceil(out / 32)
@@ -36,6 +51,7 @@ struct int8_weight {
   const float* scale;         // [panels * 32]
   const float* bias;          // [panels * 32], zeros without a bias
   float input_scale;          // 0: dynamic
+  const int8_sparse* sparse = nullptr;  // instead of data
 };
 
 enum class Output : int { f32, bf16, i8 };

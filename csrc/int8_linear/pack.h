@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "../buffer.h"
 #include "../isa.h"
@@ -21,6 +22,14 @@ class Int8Packed {
       pack_line(line, sums, std::min<std::size_t>(16, weight_.out_features - o),
                 std::min<std::size_t>(4, weight_.in_features - i), from);
     });
+  }
+
+  // Of the nonzero weights only, in strips of `height` outputs, or as a bitmap (0).
+  template <class At>
+  static Int8Packed sparse(std::size_t out, std::size_t in, std::size_t height, At at) {
+    Int8Packed packed(out, in, false);
+    packed.pack_sparse(height, at);
+    return packed;
   }
 
   // From b [in, out], the second factor of a product of matrices: 4 rows of 16 bytes are woven into a line.
@@ -45,22 +54,102 @@ class Int8Packed {
   }
 
   void unpack(std::int8_t* to) const {  // [out, in]
+    if (weight_.sparse) return unpack_sparse(to);
     for (std::size_t o = 0; o < weight_.out_features; ++o) {
       for (std::size_t i = 0; i < weight_.in_features; ++i) *to++ = weight_.data[offset(o, i)];
     }
   }
 
   const int8_weight& weight() const { return weight_; }
-  std::size_t bytes() const { return data_.bytes() + sums_.bytes() + scale_.bytes() + bias_.bytes(); }
+  std::size_t bytes() const {
+    return data_.bytes() + sums_.bytes() + scale_.bytes() + bias_.bytes() + starts_.bytes() + groups_.bytes() + masks_.bytes();
+  }
 
  private:
-  Int8Packed(std::size_t out, std::size_t in)
+  Int8Packed(std::size_t out, std::size_t in, bool dense = true)
       : panels_((out + int8_panel - 1) / int8_panel),
-        data_(panels_ * ((in + 3) / 4) * 128),
+        data_(dense ? panels_ * ((in + 3) / 4) * 128 : 0),
         sums_((in / int8_sum_chunk + 1) * panels_ * int8_panel),
         scale_(panels_ * int8_panel),
         bias_(panels_ * int8_panel) {
-    weight_ = {out, in, panels_, (in + 3) / 4, data_.data(), sums_.data(), scale_.data(), bias_.data(), 0.0f};
+    weight_ = {out, in, panels_, (in + 3) / 4, data_.data(), sums_.data(), scale_.data(), bias_.data(), 0.0f, nullptr};
+  }
+
+  template <class At>
+  void pack_sparse(std::size_t height, At at) {
+    const std::size_t out = weight_.out_features, in = weight_.in_features;
+    const std::size_t strip = height == 0 ? int8_panel : height, strips = panels_ * int8_panel / strip;
+    const std::size_t chunks = in / int8_sum_chunk + 1, tiles = strip / 16;
+    starts_ = Buffer<std::size_t>(strips * chunks + 1);
+    if (height == 0) masks_ = Buffer<std::uint64_t>(panels_ * weight_.groups * 2);
+    std::vector<std::uint16_t> groups;
+    std::vector<std::int8_t> values;
+    std::int8_t lines[2 * 64];
+    for (std::size_t s = 0; s < strips; ++s) {
+      for (std::size_t i = 0; i < chunks; ++i) {
+        const std::size_t first = i * (int8_sum_chunk / 4), last = std::min(first + int8_sum_chunk / 4, weight_.groups);
+        for (std::size_t group = first; group < last; ++group) {
+          std::fill_n(lines, sizeof lines, std::int8_t{0});
+          bool kept = false;
+          for (std::size_t j = 0; j < strip && s * strip + j < out; ++j) {
+            for (std::size_t k = 0; k < 4 && group * 4 + k < in; ++k) {
+              const std::int8_t value = at(s * strip + j, group * 4 + k);
+              lines[j * 4 + k] = value;
+              kept = kept || value != 0;
+              sums_.data()[i * panels_ * int8_panel + s * strip + j] += value;
+            }
+          }
+          if (height == 0) {
+            for (std::size_t b = 0; b < sizeof lines; ++b) {
+              if (lines[b] == 0) continue;
+              masks_.data()[(s * weight_.groups + group) * 2 + b / 64] |= std::uint64_t{1} << b % 64;
+              values.push_back(lines[b]);
+            }
+          } else if (kept) {
+            groups.push_back(static_cast<std::uint16_t>(group - first));
+            values.insert(values.end(), lines, lines + tiles * 64);
+          }
+        }
+        starts_.data()[s * chunks + i + 1] = height == 0 ? values.size() : groups.size();
+      }
+    }
+    groups_ = Buffer<std::uint16_t>(groups.size());
+    data_ = Buffer<std::int8_t>(values.size());
+    std::copy(groups.begin(), groups.end(), groups_.data());
+    std::copy(values.begin(), values.end(), data_.data());
+    const double all = static_cast<double>(std::max<std::size_t>(1, strips * weight_.groups));
+    *sparse_.data() = {height, chunks, height == 0 ? 1.0 : static_cast<double>(groups.size()) / all, starts_.data(),
+                       groups_.data(), masks_.data(), data_.data()};
+    weight_.data = nullptr;
+    weight_.sparse = sparse_.data();
+  }
+
+  void unpack_sparse(std::int8_t* to) const {
+    const int8_sparse& kept = *weight_.sparse;
+    const std::size_t out = weight_.out_features, in = weight_.in_features;
+    std::fill_n(to, out * in, std::int8_t{0});
+    const auto put = [&](std::size_t o, std::size_t i, std::int8_t value) {
+      if (o < out && i < in) to[o * in + i] = value;
+    };
+    const std::int8_t* value = kept.values;
+    if (kept.height == 0) {
+      for (std::size_t line = 0; line < panels_ * weight_.groups * 2; ++line) {
+        for (std::size_t b = 0; b < 64; ++b) {
+          if (kept.masks[line] >> b & 1) {
+            put((line / 2 / weight_.groups * 2 + line % 2) * 16 + b / 4, line / 2 % weight_.groups * 4 + b % 4, *value++);
+          }
+        }
+      }
+      return;
+    }
+    for (std::size_t s = 0; s < panels_ * int8_panel / kept.height; ++s) {
+      for (std::size_t i = 0; i < kept.chunks; ++i) {
+        for (std::size_t k = kept.starts[s * kept.chunks + i]; k < kept.starts[s * kept.chunks + i + 1]; ++k) {
+          const std::size_t input = i * int8_sum_chunk + kept.groups[k] * std::size_t{4};
+          for (std::size_t b = 0; b < kept.height * 4; ++b) put(s * kept.height + b / 4, input + b % 4, *value++);
+        }
+      }
+    }
   }
 
   // Calls pack(o, i, line, sums) for each line that holds weights: its first output and input, and where they go.
@@ -130,6 +219,10 @@ class Int8Packed {
   Buffer<std::int8_t> data_;
   Buffer<std::int32_t> sums_;
   Buffer<float> scale_, bias_;
+  Buffer<std::size_t> starts_;      // of a sparse weight, whose values are data_
+  Buffer<std::uint16_t> groups_;
+  Buffer<std::uint64_t> masks_;
+  Buffer<int8_sparse> sparse_{1};
   int8_weight weight_;
 };
 

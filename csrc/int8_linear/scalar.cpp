@@ -12,6 +12,12 @@ namespace {
 //
 #include "rows.inc"
 //
+#include "line_plain.inc"
+//
+#include "sparse.inc"
+//
+#include "columns_none.inc"
+//
 #include "images.inc"
 //
 #include "integers.inc"

@@ -14,6 +14,12 @@ namespace {
 //
 #include "../int8_linear/rows.inc"
 //
+#include "../int8_linear/expand_pdep.inc"
+//
+#include "../int8_linear/line_avx512vnni.inc"
+//
+#include "../int8_linear/sparse.inc"
+//
 #include "loop.inc"
 
 }  // namespace

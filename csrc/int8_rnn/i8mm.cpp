@@ -14,6 +14,10 @@ namespace {
 //
 #include "../int8_linear/rows.inc"
 //
+#include "../int8_linear/line_dot.inc"
+//
+#include "../int8_linear/sparse.inc"
+//
 #include "loop.inc"
 
 }  // namespace

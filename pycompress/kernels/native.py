@@ -23,10 +23,19 @@ def levels() -> list[str]:
 
 
 def pack_int8(
-    weight: NDArray[np.int8], scale: Float, bias: Float | None, input_scale: float | None
+    weight: NDArray[np.int8],
+    scale: Float,
+    bias: Float | None,
+    input_scale: float | None,
+    block: tuple[int, int] | None = None,
 ) -> _native.Int8State:
-    """Lay an int8 weight [out, in] out in panels."""
-    return _native.pack_int8(weight, scale, bias, input_scale, backends.isa_name())
+    """Lay an int8 weight [out, in] out in panels, of a sparse one only what its blocks keep."""
+    return _native.pack_int8(weight, scale, bias, input_scale, backends.isa_name(), strip_height(block))
+
+
+def strip_height(block: tuple[int, int] | None) -> int | None:
+    """Return the outputs of a strip of kept lines, 0 for a bitmap and None for a dense weight."""
+    return None if block is None else 0 if block == (1, 1) else block[0]
 
 
 def unpack_int8(state: _native.Int8State) -> NDArray[np.int8]:

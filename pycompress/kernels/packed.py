@@ -275,7 +275,8 @@ def pack(
     module = backends.backend()
     if has_int8_weights(format):
         integers, scale_array = integers_of(array, scale_array)
-        state = module.pack_int8(np.ascontiguousarray(integers), scale_array, bias_array, input_scale)
+        block = format.block if isinstance(format, Sparse) else None
+        state = module.pack_int8(np.ascontiguousarray(integers), scale_array, bias_array, input_scale, block)
         nonzeros = int(np.count_nonzero(integers))
     elif parts is not None and isinstance(format, Int4):
         state = module.pack_int4(parts, bias_array, format.activations == "int8", input_scale)

@@ -112,6 +112,9 @@ struct Comparison : Totals<int8_linear_call> {
     const auto solve_at = [&](const auto& level, int threads) { return solve(problem, level, threads); };
     const auto expected = Totals::check(solve_at, [&] { return describe(problem); });
     for (const std::uint8_t byte : with_one_nan(problem, expected)) note(byte);
+    if (problem.sparse && solve(problem, levels[0], 1, true) != expected && ++mismatches <= 10) {
+      std::printf("%s differs from its dense twin: %s\n", levels[0].name, describe(problem).c_str());
+    }
     if (!problem.patches || is_the_convolution(problem, expected) || ++mismatches > 10) return;
     std::printf("%s is no convolution: %s\n", levels[0].name, describe(problem).c_str());
   }

@@ -18,6 +18,8 @@ namespace {
 
 struct Problem {
   std::vector<std::unique_ptr<Int8Packed>> layers;
+  std::vector<std::shared_ptr<Int8Packed>> dense;  // the same weights, none of them sparse
+  bool sparse = false;
   std::vector<int> activations;
   std::size_t rows = 0;
   std::unique_ptr<Guarded<float>> x, residual;
@@ -40,19 +42,41 @@ void add_layer(Problem& problem, Random& random, std::size_t out, std::size_t in
         : fill == Fill::least    ? std::int8_t{-128}
                                  : std::int8_t{0};
   }
+  const bool sparse = random.one_in(2);
+  const std::size_t height = random.below(3) * 16, seldom = 1 + random.below(12);
+  if (sparse) {
+    for (std::size_t i = 0; i < weight.size(); ++i) {  // in lines, or one by one
+      const std::size_t line = i / in / 16 * 100003 + i % in / 4;
+      if (height == 0 ? !random.one_in(seldom) : Random{line}.next() % seldom != 0) weight[i] = 0;
+    }
+  }
   std::vector<float> scale(out), bias(out);
   const float magnitude = random.one_in(20) ? 1e36f : 0.02f;  // sometimes infinite outputs
   for (auto& s : scale) s = (random.real() + 1.5f) * magnitude;
   for (auto& b : bias) b = random.real();
+  const auto at = [&](std::size_t o, std::size_t i) { return weight[o * in + i]; };
+  problem.dense.push_back(std::make_shared<Int8Packed>(out, in, at));
   problem.layers.push_back(
-      std::make_unique<Int8Packed>(out, in, [&](std::size_t o, std::size_t i) { return weight[o * in + i]; }));
-  problem.layers.back()->set(scale.data(), random.one_in(4) ? nullptr : bias.data(), input_scale);
+      std::make_unique<Int8Packed>(sparse ? Int8Packed::sparse(out, in, height, at) : Int8Packed(out, in, at)));
+  problem.sparse = problem.sparse || sparse;
+  std::vector<std::int8_t> unpacked(weight.size());
+  problem.layers.back()->unpack(unpacked.data());
+  if (unpacked != weight) {
+    std::printf("a weight of %zu x %zu, height %zu, is another one when it is unpacked\n", out, in, height);
+    std::exit(1);
+  }
+  const float* offsets = random.one_in(4) ? nullptr : bias.data();
+  problem.layers.back()->set(scale.data(), offsets, input_scale);
+  problem.dense.back()->set(scale.data(), offsets, input_scale);
   problem.activations.push_back(static_cast<int>(random.below(7)));
 }
 
-std::vector<std::uint8_t> solve(const Problem& problem, const Level<int8_linear_call>& level, int threads) {
+std::vector<std::uint8_t> solve(const Problem& problem, const Level<int8_linear_call>& level, int threads,
+                                bool dense = false) {
   std::vector<const int8_weight*> weights;
-  for (const auto& layer : problem.layers) weights.push_back(&layer->weight());
+  for (std::size_t i = 0; i < problem.layers.size(); ++i) {
+    weights.push_back(dense ? &problem.dense[i]->weight() : &problem.layers[i]->weight());
+  }
   const std::size_t size = problem.integer ? 4 : output_bytes(problem.output);
   Guarded<std::uint8_t> y(problem.rows * problem.out() * size);
   bool overflow = false;
@@ -104,7 +128,8 @@ std::string describe(const Problem& problem) {
   std::string text = "rows " + std::to_string(problem.rows) + ", in " + std::to_string(in);
   for (std::size_t i = 0; i < problem.layers.size(); ++i) {
     const int8_weight& w = problem.layers[i]->weight();
-    text += ", out " + std::to_string(w.out_features) + (w.input_scale == 0 ? " dynamic" : " static") + " activation " +
+    text += ", out " + std::to_string(w.out_features) + (w.input_scale == 0 ? " dynamic" : " static") +
+            (w.sparse ? " height " + std::to_string(w.sparse->height) : std::string()) + " activation " +
             std::to_string(problem.activations[i]);
   }
   if (problem.patches) {

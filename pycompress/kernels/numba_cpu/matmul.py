@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .. import reference
 from ..reference import ZERO_ROW, Float, Int8Array, Int8State, Output, SparseState
 from ..threads import run
+from . import int8_blocks
 from .activations import activate
 from .compiling import as_input, inlined, kernel
 
@@ -27,10 +28,17 @@ _INFINITY = 0x7F800000  # bit pattern
 _MAGNITUDE = 0x7FFFFFFF
 
 
-def pack_int8(weight: Int8Array, scale: Float, bias: Float | None, input_scale: float | None) -> Int8State:
-    """Keep the integers as they are."""
+def pack_int8(
+    weight: Int8Array,
+    scale: Float,
+    bias: Float | None,
+    input_scale: float | None,
+    block: tuple[int, int] | None = None,
+) -> Int8State:
+    """Keep the integers as they are, or those of the blocks that are not zero."""
     state = reference.pack_int8(weight, scale, _bias(bias, weight.shape[0]), input_scale)
-    return replace(state, weight=as_input(state.weight), scale=as_input(state.scale))
+    kept = None if block is None else int8_blocks.kept_of(weight, block)
+    return replace(state, weight=as_input(state.weight), scale=as_input(state.scale), kept=kept)
 
 
 def pack_sparse(weight: Float, bias: Float | None, height: int) -> SparseState:
@@ -155,6 +163,9 @@ def int8_linear(
         q, scales = quantize_rows(cast(Float, x), state.input_scale, threads)
     y = np.empty((rows, state.weight.shape[0]), np.float32)
     added = as_input(np.empty((0, 0), np.float32) if residual is None else residual.reshape(y.shape))
+    if isinstance(state.kept, int8_blocks.Kept):
+        int8_blocks.multiply(q, scales, state.kept, (state.scale, state.bias, added, activation, y), threads)
+        return reference.as_output(y, output, output_scale)
     arguments = (q, scales, state.weight, state.scale, state.bias, added, activation, y)
     run(_int8_tiles, *_tiles(rows, y.shape[1], features), threads, *arguments)
     return reference.as_output(y, output, output_scale)

@@ -29,11 +29,13 @@ class Int8State:
     scale: Float  # [out]
     bias: Float | None  # [out]
     input_scale: float | None
+    kept: Any = None  # of a sparse weight: what a backend multiplies instead
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.weight.nbytes + self.scale.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        own = self.weight.nbytes + self.scale.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        return own + (0 if self.kept is None else int(self.kept.nbytes))
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,15 @@ class SparseState:
         return sum(a.nbytes for a in arrays) + (0 if self.bias is None else self.bias.nbytes)
 
 
-def pack_int8(weight: Int8Array, scale: Float, bias: Float | None, input_scale: float | None) -> Int8State:
-    """Keep the integers as they are."""
+def pack_int8(
+    weight: Int8Array,
+    scale: Float,
+    bias: Float | None,
+    input_scale: float | None,
+    block: tuple[int, int] | None = None,
+) -> Int8State:
+    """Keep the integers as they are, also of a sparse weight."""
+    del block
     return Int8State(weight.copy(), scale.copy(), None if bias is None else bias.copy(), input_scale)
 
 
