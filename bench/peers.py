@@ -37,6 +37,7 @@ import recurrent
 import scoring
 import small
 import sparse
+import sparse_int8
 import torch
 from contestants import Point
 from measure import OURS
@@ -47,9 +48,10 @@ from pycompress import kernels
 from pycompress.progress import track
 
 INTEGER = ("int8_linear", "int4_linear", "small_linear", "int8_conv", "rnn", "ffn")
-GOAL = dict.fromkeys(INTEGER, 1.0) | {"sparse_linear": 1.0, "sparse_blocks": 1.3, "spmm": 1.0, "scoring": 1.0}
+GOAL = dict.fromkeys(INTEGER, 1.0) | {"sparse_linear": 1.0, "sparse_int8": 1.0, "sparse_blocks": 1.3}
+GOAL |= {"spmm": 1.0, "scoring": 1.0}
 # The others have one copy of their weights.
-LINEAR = ("int8_linear", "int4_linear", "small_linear", "sparse_linear", "sparse_blocks")
+LINEAR = ("int8_linear", "int4_linear", "small_linear", "sparse_linear", "sparse_int8", "sparse_blocks")
 ALIASES = {"kth_magnitude": "scoring"}
 
 # level: oneDNN, FBGEMM, MKL, ATen. Each library reads its own variable, and the first alone limits neither of the next.
@@ -81,6 +83,9 @@ def _points(op: str, arguments: argparse.Namespace, threads: int) -> list[Callab
     if op == "spmm":
         shapes, columns = sparse.CORNERS if quick else (sparse.SHAPES, sparse.COLUMNS)
         return list(sparse.points(arguments.shapes or shapes, arguments.rows or columns))
+    if op == "sparse_int8":
+        shapes, rows = sparse_int8.CORNERS if quick else (sparse_int8.SHAPES, sparse_int8.ROWS)
+        return list(sparse_int8.points(arguments.shapes or shapes, arguments.rows or rows, threads, quick))
     if op == "int8_conv":
         return list(convolutions.points(arguments.rows or convolutions.BATCHES, threads, quick))
     if op.startswith("sparse"):

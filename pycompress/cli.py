@@ -1,4 +1,4 @@
-"""The command line: ``pycompress demo | inspect | doctor``."""
+"""The command line: ``pycompress demo | inspect | doctor | calibrate``."""
 
 from __future__ import annotations
 
@@ -91,6 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure from which share of zeros on sparse int8 layers are faster here",
+        description="Time int8 weights whose zeros are skipped against dense int8 ones, on one thread, and keep in the "
+        "user's cache folder (PYCOMPRESS_CACHE) from which share of zeros on they are faster. pack tries them from "
+        "there on. Takes about a minute.",
+        epilog=EXIT_CODES,
+        formatter_class=raw,
+    )
+    calibrate.add_argument("--json", action="store_true", help="print JSON")
+    calibrate.set_defaults(run=_calibrate)
     return parser
 
 
@@ -176,6 +187,20 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         report.show(report.findings_table(findings))
     return 1 if any(finding.fix for finding in findings) else 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from . import breakeven, kernels, report
+
+    kernels.set_num_threads(1)
+    entries = breakeven.measure()
+    path = breakeven.write(entries)
+    if options.json:
+        _print_json({"file": str(path), "level": breakeven.level(), "entries": _plain(entries)})
+    else:
+        report.show(report.break_even_table(breakeven.level(), entries))
+        report.show([f"Written to {path}"])
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from . import grids, kernels
+from . import breakeven, grids, kernels
 from .formats import Format, Int8, Sparse, has_int8_weights
 from .kernels import PackedWeight
 from .selection import count_bad, listed
@@ -237,6 +237,7 @@ def candidates(
     records: Mapping[int, grids.GridRecord],
     shared: Shared,
     static: bool = True,
+    rows: int = 1,
 ) -> tuple[list[PackedWeight], str]:
     """Pack a layer's weight in the formats worth trying.
 
@@ -253,6 +254,8 @@ def candidates(
         What was packed already; is added to.
     static : bool
         Whether a recorded input scale is used.
+    rows : int
+        How many rows the layer gets: they decide whether a sparse int8 weight is worth trying.
 
     Returns
     -------
@@ -281,6 +284,9 @@ def candidates(
     formats: list[Format] = [format] if format is not None else []
     if format is None and on_grid is not None:
         formats.append(Int8())
+        few = torch.count_nonzero(on_grid) < PRUNED_DENSITY * on_grid.numel()
+        if few and (skipping := breakeven.worth_trying(on_grid.numpy(), rows)) is not None:
+            formats.append(skipping)
     if format is None and torch.count_nonzero(weight) < PRUNED_DENSITY * weight.numel():
         formats.append(Sparse(kernels.find_block(weight)))
     if not formats:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from .artifact import Description
+    from .breakeven import BreakEven
     from .validation import MembershipComparison, Verdict
     from .validation.cost import Cost
 
@@ -287,6 +288,16 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def break_even_table(level: str, entries: list[BreakEven]) -> list[RenderableType]:
+    """Lay out from which share of zeros on sparse int8 weights are faster than dense ones."""
+    table = new_table("outputs x inputs", "zeros in", "rows", "faster from", right=True)
+    for each in entries:
+        block = "single weights" if each.block == (1, 1) else f"blocks {each.block[0]}x{each.block[1]}"
+        zeros = f"{each.zeros:.0%}" if each.zeros <= 1 else "never"
+        table.add_row(cell(f"{each.out_features} x {each.in_features}"), cell(block), cell(str(each.rows)), cell(zeros))
+    return [heading(f"Sparse int8 weights on {level}, one thread"), table]
 
 
 def findings_table(findings: list[Finding]) -> list[RenderableType]:

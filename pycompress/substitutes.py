@@ -83,7 +83,7 @@ def substitutes_for(
         kind = "attention" if isinstance(layer, nn.MultiheadAttention) else "recurrent"
         return [], "packed with Int8() alone" if format is None else f"{type(format).__name__} has no {kind} kernel"
     if not isinstance(layer, CONVOLUTIONS):
-        weights, note = linears.candidates(layer, format, records, shared)
+        weights, note = linears.candidates(layer, format, records, shared, rows=rows(layer, entry.inputs))
         return [PackedLinear(weight, activation).eval() for weight in weights], note
     form = convolutions.geometry(layer, entry.inputs)
     if isinstance(form, str):

@@ -16,10 +16,10 @@ from typing import Any
 import cases_codebook
 import cases_convolution
 import cases_int4
-import cases_int8_sparse
 import cases_recurrent
 import cases_selection
 import cases_sparse
+import cases_sparse_int8
 import numpy as np
 from scipy.special import expit, ndtr
 
@@ -369,12 +369,12 @@ OPERATIONS = {
         Operation("binary_linear", cases_codebook.signs, run_linear, _by_reference(run_linear)),
         Operation("sparse_linear", _sparse_linear, run_linear, float_truth, float_tolerance),
         Operation("sparse_block_linear", cases_sparse.make_blocks, run_linear, float_truth, float_tolerance),
-        Operation("int8_sparse", cases_int8_sparse.make, run_linear, cases_int8_sparse.truth),
+        Operation("sparse_int8_linear", cases_sparse_int8.make, run_linear, cases_sparse_int8.truth),
         Operation(
-            "int8_sparse_chain",
-            cases_int8_sparse.make_chain,
-            cases_int8_sparse.run_chain,
-            cases_int8_sparse.chain_truth,
+            "sparse_int8_chain",
+            cases_sparse_int8.make_chain,
+            cases_sparse_int8.run_chain,
+            cases_sparse_int8.chain_truth,
         ),
         Operation("lstm", functools.partial(cases_recurrent.make, "lstm"), cases_recurrent.run, cases_recurrent.truth),
         Operation("gru", functools.partial(cases_recurrent.make, "gru"), cases_recurrent.run, cases_recurrent.truth),

@@ -24,6 +24,7 @@ ROWS = [
     "cells heads",
     "recurrent convolutions chains folding embeddings attention encoders sizes",
     "layers linears recording observers",
+    "breakeven",
     "masks grids changes data timing progress schedules rows torch_ops",
     "selection undo calls sequences activations int8_images flows tables",
     "weight_bytes",

@@ -159,7 +159,7 @@ def test_half_precision_is_widened_exactly(name, half, implementation):
                 items = value if isinstance(value, list) else [value]
                 widened = [np.asarray(v.float() if half == "bfloat16" else v).astype(np.float32) for v in items]
                 wide[key] = widened if isinstance(value, list) else widened[0]
-        if name in ("int8_linear", "int8_outputs") and wide["scale"] is not None:
+        if name in ("int8_linear", "int8_outputs", "sparse_int8_linear") and wide["scale"] is not None:
             narrow["scale"] = wide["scale"] = np.maximum(wide["scale"], np.float32(0.01))
         got, expected = run(name, narrow), run(name, wide)
         to_int8 = problem.get("output_scale") is not None or getattr(problem.get("x"), "dtype", None) == np.int8
