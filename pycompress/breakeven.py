@@ -34,7 +34,6 @@ _MEASURED = ((1, 1), (16, 4), (32, 4))  # 32x64 has the kernel of 32x4
 _ZEROS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 _MARGIN = 0.1  # what is that close below the break-even is tried too
 _NEVER = 2.0
-_ALIKE = 1.02  # a larger block may keep this many times as much: its lines share more
 
 
 @dataclass(frozen=True)
@@ -142,13 +141,13 @@ def _parsed(found: Any) -> list[BreakEven]:
         raise ValueError(f"it must be of version {VERSION} and level {level()}")
     entries = []
     for entry in found["entries"]:
-        sizes = [entry[name] for name in ("out_features", "in_features", "rows")]
+        out, inputs, rows = sizes = [entry[name] for name in ("out_features", "in_features", "rows")]
         block, zeros = tuple(entry["block"]), entry["zeros"]
         if not all(type(size) is int and 0 < size < 1 << 40 for size in sizes) or block not in BLOCKS[Int8]:
             raise ValueError(f"it holds {entry!r:.200}")
         if not isinstance(zeros, (int, float)) or not 0 <= zeros <= _NEVER:
             raise ValueError(f"it holds {entry!r:.200}")
-        entries.append(BreakEven(*sizes, block=block, zeros=float(zeros)))
+        entries.append(BreakEven(out, inputs, rows, block, float(zeros)))
     if not entries:
         raise ValueError("it holds no entry")
     return entries
@@ -235,8 +234,6 @@ def _faster(weight: NDArray[np.int8], block: tuple[int, int], x: NDArray[np.floa
 def int8_block(integers: NDArray[np.int8]) -> tuple[tuple[int, int], float]:
     """Return the block that the zeros of an int8 weight [out, in] come in, and the fraction of such blocks.
 
-    Larger blocks are taken where they keep hardly more; (1, 1) and the fraction of zeros where no block has an eighth.
-
     Examples
     --------
     >>> weight = np.zeros((64, 64), np.int8)
@@ -244,14 +241,8 @@ def int8_block(integers: NDArray[np.int8]) -> tuple[tuple[int, int], float]:
     >>> int8_block(weight)
     ((32, 64), 0.5)
     """
-    kept = {block: 1 - _zero_blocks(integers, block) for block in BLOCKS[Int8] if block != (1, 1)}
-    best = (16, 4)
-    for block in ((32, 4), (32, 64)):
-        if kept[block] <= _ALIKE * kept[best]:
-            best = block
-    if kept[best] <= 0.875:
-        return best, 1 - kept[best]
-    return (1, 1), 1 - np.count_nonzero(integers) / max(1, integers.size)
+    block = kernels.find_block(integers, Int8())
+    return block, _zero_blocks(integers, block)
 
 
 def _zero_blocks(integers: NDArray[np.int8], block: tuple[int, int]) -> float:

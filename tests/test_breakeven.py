@@ -37,8 +37,8 @@ def test_zeros_without_a_pattern_are_single_ones():
     found, zeros = breakeven.int8_block(weight)
     assert found == (1, 1) and zeros == pytest.approx((weight == 0).mean())
     for shape in ((0, 5), (5, 0), (0, 0), (1, 1), (17, 5), (33, 65)):
-        block, zeros = breakeven.int8_block(np.ones(shape, np.int8))
-        assert block == (1, 1) and 0 <= zeros <= 1
+        assert breakeven.int8_block(np.ones(shape, np.int8))[1] == 0
+        assert breakeven.worth_trying(np.ones(shape, np.int8), 1) is None
     assert breakeven.worth_trying(np.zeros((64, 64), np.int8), 1).block == (32, 64)
 
 
@@ -120,7 +120,8 @@ def pruned_on_a_grid():
     model = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
     with torch.no_grad():
         model[0].weight *= torch.from_numpy(in_blocks((16, 4), 0.8) != 0)
-    return pc.quantize_(model, pc.Int8()) or model
+    pc.quantize_(model, pc.Int8())
+    return model
 
 
 def test_pack_tries_the_sparse_int8_weight_and_measures(monkeypatch):
@@ -139,11 +140,11 @@ def test_pack_tries_the_sparse_int8_weight_and_measures(monkeypatch):
 
     monkeypatch.setattr(linears, "candidates", noted)
     packed = pc.pack(model, x, _clock=lambda: float(next(clock)))
-    assert tried[0] == [Int8(), Sparse((16, 4), Int8()), Sparse()] and tried[1] == [Int8()]
+    assert tried[0][:2] == [Int8(), Sparse((16, 4), Int8())] and tried[1] == [Int8()]
     assert type(packed[0]).__name__ == "Linear"  # by that clock nothing is faster
     breakeven.write([BreakEven(128, 256, 4, (16, 4), 2.0)])
     pc.pack(model, x, _clock=lambda: float(next(clock)))
-    assert tried[2] == [Int8(), Sparse()]
+    assert tried[2][0] == Int8() and Sparse((16, 4), Int8()) not in tried[2]
     forced = pc.pack(model, x, Sparse((16, 4), Int8()), force=True)
     assert forced[0].format == Sparse((16, 4), Int8())
     assert torch.equal(forced(x), pc.pack(model, x, Int8(), force=True)(x))
