@@ -252,7 +252,7 @@ def _zero_blocks(integers: NDArray[np.int8], block: tuple[int, int]) -> float:
         return 0.0
     padded[:out, :inputs] = integers != 0
     kept = padded.reshape(-1, height, padded.shape[1] // width, width).any(axis=(1, 3))
-    return 1 - np.count_nonzero(kept) / kept.size
+    return 1.0 - int(np.count_nonzero(kept)) / kept.size
 
 
 def worth_trying(integers: NDArray[np.int8], rows: int) -> Sparse | None:
