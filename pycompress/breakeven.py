@@ -29,7 +29,7 @@ from .timing import Clock, compare
 
 VERSION = 1
 SHAPES = ((768, 768), (4096, 4096))
-ROWS = (1, 8, 32, 128)
+ROWS = (1, 4, 16, 128)
 _MEASURED = ((1, 1), (16, 4), (32, 4))  # 32x64 has the kernel of 32x4
 _ZEROS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 _MARGIN = 0.1  # what is that close below the break-even is tried too
@@ -76,8 +76,8 @@ DEFAULTS: dict[str, list[BreakEven]] = {
     "avxvnni": _defaults((0.3, 0.3, 0.3, 0.3), _NO_BITMAP),
     "avx512": _defaults((0.3, 0.3, 0.3, 0.3), _NO_BITMAP),
     "avx512vnni": _defaults((0.3, 0.4, 0.3, 0.3), _NO_BITMAP),
-    "avx512icl": _defaults((0.3, 0.4, 0.3, 0.3), (0.5, 0.9, _NEVER, _NEVER)),
-    "amx": _defaults((0.3, 0.6, 0.9, 0.95), (0.5, 0.9, _NEVER, _NEVER)),
+    "avx512icl": _defaults((0.3, 0.4, 0.3, 0.3), (0.5, 0.5, _NEVER, _NEVER)),
+    "amx": _defaults((0.3, 0.6, 0.9, 0.95), (0.5, 0.5, _NEVER, _NEVER)),
     "numba": _defaults((0.5, 0.5, 0.5, 0.5), _NO_BITMAP),
 }
 """What is assumed of a level that was not measured; the lists of other levels are that of "scalar"."""

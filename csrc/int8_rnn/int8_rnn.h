@@ -12,7 +12,8 @@
 //
 // Layout: the recurrent weight is an int8_weight whose panels are [blocks of 32 hidden units][gates in the order i, f, o, g
 // or r, z, n], units padded to 32: the gates of 32 units are neighbours in memory, and their element-wise part happens on
-// sums that are still in the L1 cache. The input part keeps torch's order, [rows][gates * hidden].
+// sums that are still in the L1 cache. Weights of which at least half of the lines are zero are kept sparse, as int8_linear.h
+// says: the numbers are the same. The input part keeps torch's order, [rows][gates * hidden].
 //
 // Sequences of several lengths are packed as torch packs them: step t holds the rows of the batch [0, starts[t+1] -
 // starts[t]), which never grow with t. Backwards, the steps run from the last to the first.
