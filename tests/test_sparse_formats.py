@@ -11,6 +11,7 @@ from torch import nn
 import pycompress as pc
 from pycompress import kernels
 from pycompress.formats import BLOCKS, Float32, Int8, Sparse
+from pycompress.kernels.ops import chain_call
 from pycompress.layers import PackedLinear
 from pycompress.weight_bytes import from_bytes, to_bytes
 
@@ -113,3 +114,31 @@ def test_pack_finds_the_blocks_of_a_mask():
             model[0].weight *= torch.from_numpy(mask).float()
         packed = pc.pack(model, torch.zeros(1, 64), force=True)
         assert packed[0].packed.format == Sparse(block)
+
+
+def test_a_chain_of_sparse_layers_is_one_call_with_the_bits_of_single_ones(implementation):
+    rng = np.random.default_rng(3)
+    blocks, names = BLOCKS[Float32], (None, "relu", "gelu")
+    for case, (rows, inputs, inner, out) in enumerate(
+        [(r, *rng.integers(1, 300, 3)) for r in (0, 1, 2, 8, 9, 17, 33, 64, 65, 130, 200)] + [(70, 300, 700, 90)]
+    ):
+        sizes = [(inner, inputs), (inner + 3, inner), (out, inner + 3)][case % 2 :]
+        sizes[0] = (sizes[0][0], inputs)
+        packed = [
+            kernels.pack(
+                weight_in_blocks(rng, block, *size), Sparse(block), rng.standard_normal(size[0]).astype(np.float32)
+            )
+            for block, size in zip([blocks[i] for i in rng.permutation(5)], sizes, strict=False)
+        ]
+        activations = [names[rng.integers(3)] for _ in packed]
+        x = torch.from_numpy(rng.standard_normal((rows, inputs)).astype(np.float32))
+        expected = x
+        for weight, name in zip(packed, activations, strict=True):
+            expected = kernels.linear(expected, weight, name)
+        call = chain_call(packed, activations)
+        assert (call is not None) == implementation.startswith("native")
+        for threads in (1, 3):
+            kernels.set_num_threads(threads)
+            assert torch.equal(kernels.linear_chain(x, packed, activations), expected)
+            assert call is None or torch.equal(call(x), expected)
+    kernels.set_num_threads(None)

@@ -155,10 +155,8 @@ py::array_t<std::int32_t> int8_matmul(const Bytes& a, const Bytes& b, int thread
 
 class SparseState {
  public:
-  using Call = sparse_linear_call;
-
   SparseState(const Floats& weight, const std::optional<Floats>& bias, std::size_t height, Isa level)
-      : kernel_(find<sparse_linear_call>(level)),
+      : kernel(find<sparse_linear_call>(level)),
         packed_(weight.data(), bias ? bias->data() : nullptr, static_cast<std::size_t>(weight.shape(0)),
                 static_cast<std::size_t>(weight.shape(1)), height) {}
 
@@ -168,30 +166,68 @@ class SparseState {
     return result;
   }
 
-  void run(sparse_linear_call call) const {
-    call.weight = &weight();
-    const sparse_linear_call all = call;
-    const double per_row = static_cast<double>(weight().stored) * 8 + static_cast<double>(weight().out_features);
-    in_chunks(all.rows, per_row, kernel_.isa, all.threads, [&](std::size_t first, std::size_t rows) {
-      call.rows = rows;
-      call.x = all.x + first * weight().in_features;
-      call.y = all.y + first * weight().out_features;
-      kernel_.run(call);
-    });
-  }
-
   const sparse_weight& weight() const { return packed_.weight(); }
-  std::string level() const { return isa_name(kernel_.isa); }
+  std::string level() const { return isa_name(kernel.isa); }
   std::size_t nbytes() const { return packed_.bytes(); }
 
+  const Kernel<sparse_linear_call> kernel;
+
  private:
-  Kernel<sparse_linear_call> kernel_;
   SparsePacked packed_;
 };
 
-std::unique_ptr<SparseState> pack_sparse(const Floats& weight, const std::optional<Floats>& bias, std::size_t height,
+void run_sparse(const Kernel<sparse_linear_call>& kernel, const sparse_linear_call& all) {
+  double per_row = 0;
+  for (std::size_t i = 0; i < all.layers; ++i) {
+    per_row += static_cast<double>(all.weights[i]->stored) * 8 + static_cast<double>(all.weights[i]->out_features);
+  }
+  const std::size_t in = all.weights[0]->in_features, out = all.weights[all.layers - 1]->out_features;
+  in_chunks(all.rows, per_row, kernel.isa, all.threads, [&](std::size_t first, std::size_t rows) {
+    sparse_linear_call call = all;
+    call.rows = rows;
+    call.x += first * in;
+    call.y += first * out;
+    kernel.run(call);
+  });
+}
+
+void sparse_linear_into(const SparseState& state, std::uintptr_t x, std::uintptr_t y, std::size_t rows, int activation,
+                        int threads) {
+  const sparse_weight* weight = &state.weight();
+  run_sparse(state.kernel, {&weight, &activation, 1, rows, threads, reinterpret_cast<const float*>(x),
+                            reinterpret_cast<float*>(y)});
+}
+
+Floats sparse_linear(const SparseState& state, const Floats& x, int activation, int threads) {
+  const auto rows = static_cast<std::size_t>(x.shape(0));
+  Floats y({rows, state.weight().out_features});
+  sparse_linear_into(state, reinterpret_cast<std::uintptr_t>(x.data()),
+                     reinterpret_cast<std::uintptr_t>(y.mutable_data()), rows, activation, threads);
+  return y;
+}
+
+// Layers whose weights were packed for one level, and their activations.
+class SparseChain {
+ public:
+  SparseChain(std::vector<std::shared_ptr<SparseState>> states, std::vector<int> activations)
+      : states_(std::move(states)), activations_(std::move(activations)) {
+    for (const auto& state : states_) weights_.push_back(&state->weight());
+  }
+
+  void into(std::uintptr_t x, std::uintptr_t y, std::size_t rows, int threads) const {
+    run_sparse(states_[0]->kernel, {weights_.data(), activations_.data(), weights_.size(), rows, threads,
+                                    reinterpret_cast<const float*>(x), reinterpret_cast<float*>(y)});
+  }
+
+ private:
+  std::vector<std::shared_ptr<SparseState>> states_;
+  std::vector<const sparse_weight*> weights_;
+  std::vector<int> activations_;
+};
+
+std::shared_ptr<SparseState> pack_sparse(const Floats& weight, const std::optional<Floats>& bias, std::size_t height,
                                          const std::string& isa) {
-  return std::make_unique<SparseState>(weight, bias, height, parse(isa));
+  return std::make_shared<SparseState>(weight, bias, height, parse(isa));
 }
 
 }  // namespace
@@ -205,15 +241,18 @@ void bind_matmul(py::module_& m) {
       .def("unpack", &Int8State::unpack)
       .def_property_readonly("level", &Int8State::level)
       .def_property_readonly("nbytes", &Int8State::nbytes);
-  py::class_<SparseState>(m, "SparseState")
-      .def("linear", &linear<SparseState>)
-      .def("linear_into", &linear_into<SparseState>)
+  py::class_<SparseState, std::shared_ptr<SparseState>>(m, "SparseState")
+      .def("linear", &sparse_linear)
+      .def("linear_into", &sparse_linear_into)
       .def("unpack", &SparseState::unpack)
       .def_property_readonly("level", &SparseState::level)
       .def_property_readonly("nbytes", &SparseState::nbytes);
   py::class_<Int8Chain>(m, "Int8Chain")
       .def(py::init<std::vector<std::shared_ptr<Int8State>>, std::vector<int>>())
       .def("into", &Int8Chain::into);
+  py::class_<SparseChain>(m, "SparseChain")
+      .def(py::init<std::vector<std::shared_ptr<SparseState>>, std::vector<int>>())
+      .def("into", &SparseChain::into);
   m.def("pack_int8", &pack_int8);
   m.def("pack_sparse", &pack_sparse);
   m.def("int8_matmul", &int8_matmul);

@@ -14,7 +14,8 @@
 // [entry][height] follow in that order, each group's entries together: one sequential stream without a branch that is
 // hard to predict. Several groups of one run are computed at a time.
 //
-// Activations: panels of 8 to 64 rows, transposed to [in][rows of the panel]; a single row is used as it is.
+// Activations: panels of 8 to 64 rows, transposed to [in][rows of the panel]; a single row is used as it is. Between the
+// layers of a chain they stay so: the sums of one layer are the panels of the next.
 // Threads: over tiles and panels. Cost: 5 bytes and 2 * rows operations for a stored weight.
 // Sources: sorted slices, Kreutzer et al. 2014 (SELL-C-sigma); panels: merge of CSB (Buluc et al. 2009) blocking.
 #pragma once
@@ -50,13 +51,14 @@ struct sparse_weight {
   const float* bias;            // [out], zeros without a bias
 };
 
-struct sparse_linear_call {
-  const sparse_weight* weight;
+struct sparse_linear_call {     // layers one after the other
+  const sparse_weight* const* weights;  // each takes as many features as the one before gives
+  const int* activations;       // as in activation.inc
+  std::size_t layers;           // at least 1
   std::size_t rows;
   int threads;
-  int activation;               // as in activation.inc
-  const float* x;               // [rows, in]
-  float* y;                     // [rows, out]
+  const float* x;               // [rows, in of the first]
+  float* y;                     // [rows, out of the last]
 };
 
 }  // namespace pycompress

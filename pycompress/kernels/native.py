@@ -119,12 +119,10 @@ def int8_linear(
     return y
 
 
-def int8_chain(
-    x: Float, states: list[_native.Int8State], activations: list[int], out_features: int, threads: int
-) -> Float:
-    """Run int8 layers one after the other on rows [rows, in]."""
+def int8_chain(x: Float, states: list[Any], activations: list[int], out_features: int, threads: int) -> Float:
+    """Run layers of one kind one after the other on rows [rows, in]."""
     y = np.empty((x.shape[0], out_features), np.float32)
-    _native.Int8Chain(states, activations).into(x.ctypes.data, y.ctypes.data, x.shape[0], threads)
+    bound_chain(states, activations)(x.ctypes.data, y.ctypes.data, x.shape[0], threads)
     return y
 
 
@@ -239,9 +237,10 @@ def int8_recurrent(
     state.run(x, starts, h, c, y, backwards, threads)
 
 
-def bound_chain(states: list[_native.Int8State], activations: list[int]) -> Callable[[int, int, int, int], None]:
-    """Return a function (address of x, address of y, rows, threads) that runs int8 layers one after the other."""
-    return _native.Int8Chain(states, activations).into
+def bound_chain(states: list[Any], activations: list[int]) -> Callable[[int, int, int, int], None]:
+    """Return a function (address of x, address of y, rows, threads) that runs layers of one kind in turn."""
+    chain = _native.SparseChain if isinstance(states[0], _native.SparseState) else _native.Int8Chain
+    return chain(states, activations).into
 
 
 def sparse_linear(x: Float, state: _native.SparseState, activation: int, threads: int) -> Float:

@@ -135,8 +135,9 @@ def linear_chain(
 ) -> Any:
     """Run layers one after the other: the numbers of :func:`linear` called once for each in float32, faster.
 
-    Where all weights are Int8 and have the native backend, it is one call: what lies between two layers stays in the
-    cache, and becomes int8 at once where the next layer has an ``input_scale``.
+    Where all weights are Int8, or all are Sparse with fp32 values, and have the native backend, it is one call: what lies
+    between two layers stays in the cache, and becomes int8 at once where the next layer has an ``input_scale``, or stays
+    transposed, as the sparse kernels take it.
 
     Parameters
     ----------
@@ -165,8 +166,8 @@ def linear_chain(
     array([[12.]], dtype=float32)
     """
     weights, codes = chain_arguments(packed, activations)
-    array, kernel = _rows(x, weights[0]), weights[0].kernel
-    one_call = all(has_int8_weights(w.format) and w._native is not None and w.kernel == kernel for w in weights)
+    array = _rows(x, weights[0])
+    one_call = all(w._native is not None for w in weights) and _are_alike(weights)
     if one_call and array.dtype == np.float32:
         rows = np.ascontiguousarray(array.reshape(int(np.prod(array.shape[:-1])), array.shape[-1]))
         states, out_features = [weight._native for weight in weights], weights[-1].shape[0]
@@ -180,15 +181,22 @@ def linear_chain(
     return arrays.restore(np.asarray(y), x) if half else y
 
 
+def _are_alike(packed: Sequence[PackedWeight]) -> bool:
+    """Whether one kernel runs all weights, and one call of it can: int8 layers, or sparse fp32 ones."""
+    kinds = {has_int8_weights(w.format) for w in packed}
+    fp32 = all(isinstance(w.format, Sparse) for w in packed)
+    return len({w.kernel for w in packed}) == 1 and (kinds == {True} or (kinds == {False} and fp32))
+
+
 def chain_call(packed: Sequence[PackedWeight], activations: Sequence[Activation | None]) -> Callable[[Any], Any] | None:
     """Return a function that runs a chain in one call, or None where the kernels have no such call for it.
 
     It takes what :func:`pycompress.kernels.arrays.is_plain_tensor` accepts, and returns None for another number of
     features than that of the first weight.
     """
-    states = [weight._native if has_int8_weights(weight.format) else None for weight in packed]
+    states = [weight._native for weight in packed]
     fit = all(a.shape[0] == b.shape[1] for a, b in itertools.pairwise(packed))
-    if None in states or not fit or len({weight.kernel for weight in packed}) > 1 or packed[0].shape[1] == 0:
+    if None in states or not fit or packed[0].shape[1] == 0 or not _are_alike(packed):
         return None
     into = packed[0]._module.bound_chain(states, [activation_code(each) for each in activations])
     in_features, out_features = packed[0].shape[1], packed[-1].shape[0]

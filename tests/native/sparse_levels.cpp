@@ -47,7 +47,8 @@ struct Comparison : Totals<sparse_linear_call> {
     const auto solve = [&](const auto& level, int threads) {
       Guarded<float> x(p.x.size()), y(p.rows * p.out);
       std::copy(p.x.begin(), p.x.end(), x.data());
-      level.run({&packed.weight(), p.rows, threads, p.activation, x.data(), y.data()});
+      const sparse_weight* weight = &packed.weight();
+      level.run({&weight, &p.activation, 1, p.rows, threads, x.data(), y.data()});
       return std::vector<float>(y.data(), y.data() + y.size());
     };
     if (p.integers) {
