@@ -79,8 +79,9 @@ bool implies(Isa level, Isa kernel);
 #define PYCOMPRESS_BEGIN_AVX512ICL                                                                                  \
   PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,"        \
                    "avx512bitalg,avx512vpopcntdq,prefer-vector-width=512")
-#define PYCOMPRESS_BEGIN_AMX \
-  PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8,prefer-vector-width=512")
+#define PYCOMPRESS_BEGIN_AMX                                                                                        \
+  PYCOMPRESS_BEGIN("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,"        \
+                   "avx512bitalg,avx512vpopcntdq,amx-tile,amx-int8,prefer-vector-width=512")
 
 // Tile instructions with literal tile numbers. Not the intrinsics: GCC 12 believes that they read less than they do,
 // and drops the stores before them. Tiles belong to the thread, and other libraries configure them too: configure at

@@ -25,7 +25,7 @@ ARM_LEVELS = {
     "max": ["scalar", "neon", "neondot", "i8mm"],
 }
 
-STAND_INS = {"avxvnni": "avx512vnni", "amx": "avx512vnni"}  # level: where its replacement runs
+STAND_INS = {"avxvnni": "avx512vnni", "amx": "avx512icl"}  # level: where its replacement runs
 
 
 def need(request, levels, *programs):

@@ -22,6 +22,10 @@ namespace {
 //
 #include "integers.inc"
 //
+#include "expand_vbmi2.inc"
+//
+#include "amx_forms.inc"
+//
 #include "amx_blocks.inc"
 //
 #include "amx.inc"

@@ -12,7 +12,8 @@
 //
 // Sparse weights, the same numbers from fewer bytes (int8_sparse): only the lines that hold a weight, with a list of their
 // groups for each strip of 16 or 32 outputs (blocks of 16x4, 32x4 and 32x64, outputs x inputs); or, for zeros without a
-// pattern, a mask of 64 bits for each line and its nonzero bytes. sparse.inc says how they are multiplied.
+// pattern, a mask of 64 bits for each line and its nonzero bytes. sparse.inc says how they are multiplied, amx_forms.inc
+// how on AMX.
 //
 // Chains: between two layers the activations never leave the cache; where the next layer has a static scale they are
 // requantized at once. The numbers are those of the layers called one after the other.
@@ -35,6 +36,7 @@ constexpr std::size_t int8_sum_chunk = 131008;   // inputs whose products fit in
 struct int8_sparse {
   std::size_t height;            // outputs of a strip: 16 or 32; 0: a bitmap
   std::size_t chunks;            // of int8_sum_chunk inputs
+  bool whole_tiles;              // height 32: groups are kept by 16, from a multiple of 16 on (to the end of `in`)
   double density;                // kept lines by all lines; 1 of a bitmap
   const std::size_t* starts;     // [strips or, of a bitmap, panels][chunks] + 1: first kept group, or first value
   const std::uint16_t* groups;   // [kept groups]

@@ -85,17 +85,18 @@ class Int8Packed {
     std::vector<std::uint16_t> groups;
     std::vector<std::int8_t> values;
     std::int8_t lines[2 * 64];
+    std::vector<bool> kept = kept_groups(strip, at);
+    const bool whole_tiles = height == 32 && complete_tiles(kept);
     for (std::size_t s = 0; s < strips; ++s) {
       for (std::size_t i = 0; i < chunks; ++i) {
         const std::size_t first = i * (int8_sum_chunk / 4), last = std::min(first + int8_sum_chunk / 4, weight_.groups);
         for (std::size_t group = first; group < last; ++group) {
+          if (!kept[s * weight_.groups + group]) continue;
           std::fill_n(lines, sizeof lines, std::int8_t{0});
-          bool kept = false;
           for (std::size_t j = 0; j < strip && s * strip + j < out; ++j) {
             for (std::size_t k = 0; k < 4 && group * 4 + k < in; ++k) {
               const std::int8_t value = at(s * strip + j, group * 4 + k);
               lines[j * 4 + k] = value;
-              kept = kept || value != 0;
               sums_.data()[i * panels_ * int8_panel + s * strip + j] += value;
             }
           }
@@ -105,7 +106,7 @@ class Int8Packed {
               masks_.data()[(s * weight_.groups + group) * 2 + b / 64] |= std::uint64_t{1} << b % 64;
               values.push_back(lines[b]);
             }
-          } else if (kept) {
+          } else {
             groups.push_back(static_cast<std::uint16_t>(group - first));
             values.insert(values.end(), lines, lines + tiles * 64);
           }
@@ -118,10 +119,43 @@ class Int8Packed {
     std::copy(groups.begin(), groups.end(), groups_.data());
     std::copy(values.begin(), values.end(), data_.data());
     const double all = static_cast<double>(std::max<std::size_t>(1, strips * weight_.groups));
-    *sparse_.data() = {height, chunks, height == 0 ? 1.0 : static_cast<double>(groups.size()) / all, starts_.data(),
-                       groups_.data(), masks_.data(), data_.data()};
+    *sparse_.data() = {height, chunks, whole_tiles, height == 0 ? 1.0 : static_cast<double>(groups.size()) / all,
+                       starts_.data(), groups_.data(), masks_.data(), data_.data()};
     weight_.data = nullptr;
     weight_.sparse = sparse_.data();
+  }
+
+  // [strips][groups]: which groups of four inputs hold a weight of a strip.
+  template <class At>
+  std::vector<bool> kept_groups(std::size_t strip, At at) const {
+    const std::size_t out = weight_.out_features, in = weight_.in_features;
+    std::vector<bool> kept(panels_ * int8_panel / strip * weight_.groups);
+    for (std::size_t o = 0; o < out; ++o) {
+      for (std::size_t i = 0; i < in; ++i) {
+        if (at(o, i) != 0) kept[o / strip * weight_.groups + i / 4] = true;
+      }
+    }
+    return kept;
+  }
+
+  // Where groups are kept by 16 but for 1 of 16 or fewer, those are kept too: whole tiles need no list. Whether they are.
+  bool complete_tiles(std::vector<bool>& kept) const {
+    std::size_t before = 0, after = 0;
+    std::vector<bool> complete(kept.size());
+    for (std::size_t strip = 0; strip < kept.size(); strip += weight_.groups) {
+      for (std::size_t first = 0; first < weight_.groups; first += 16) {
+        const auto begin = kept.begin() + static_cast<std::ptrdiff_t>(strip + first);
+        const auto count = static_cast<std::ptrdiff_t>(std::min<std::size_t>(16, weight_.groups - first));
+        const auto held = static_cast<std::size_t>(std::count(begin, begin + count, true));
+        if (held == 0) continue;
+        before += held;
+        after += static_cast<std::size_t>(count);
+        std::fill_n(complete.begin() + static_cast<std::ptrdiff_t>(strip + first), count, true);
+      }
+    }
+    if (16 * before < 15 * after) return false;
+    kept = complete;
+    return true;
   }
 
   void unpack_sparse(std::int8_t* to) const {

@@ -120,6 +120,43 @@ struct Comparison : Totals<int8_linear_call> {
   }
 };
 
+// Every form of sparse weights, from where tiles are used to several blocks of rows; also many groups and few of them.
+void sparse_problems(Comparison& totals, Random& random) {
+  for (const Zeros zeros : {Zeros::any, Zeros::lines16, Zeros::lines32, Zeros::tiles}) {
+    for (const std::size_t rows : {5, 8, 13, 16, 17, 31, 32, 33, 48, 49, 64, 65, 97, 300}) {
+      Problem problem;
+      problem.rows = rows;
+      const std::size_t out = 1 + random.below(rows < 100 ? 130 : 70), in = 1 + random.below(random.one_in(2) ? 3000 : 300);
+      problem.integer = random.one_in(3);
+      const Fill fill = random.one_in(3) ? Fill::least : Fill::random;
+      add_layer(problem, random, out, in, fill, problem.integer || random.one_in(2) ? 0.0f : 0.03f, zeros);
+      if (problem.integer) {
+        fill_integers(problem, random, in, fill);
+      } else {
+        fill_rows(problem, random, in);
+        if (random.one_in(2)) add_layer(problem, random, 37, out, Fill::random, 0.05f);
+        set_output(problem, random);
+      }
+      totals.check(problem);
+    }
+  }
+  for (const Zeros zeros : {Zeros::any, Zeros::lines16, Zeros::lines32, Zeros::tiles}) {  // sums beyond int32
+    for (const std::size_t in : {131008, 131011, 262017}) {
+      Problem problem;
+      problem.rows = 17;
+      problem.integer = in % 2 == 0;
+      add_layer(problem, random, 18, in, Fill::least, problem.integer ? 0.0f : 0.03f, zeros);
+      if (problem.integer) {
+        fill_integers(problem, random, in, Fill::least);
+      } else {
+        fill_rows(problem, random, in);
+        set_output(problem, random);
+      }
+      totals.check(problem);
+    }
+  }
+}
+
 // What needs several threads, sums beyond int32, or memory beyond a cache.
 void large_problems(Comparison& totals, Random& random) {
   for (const std::size_t rows : {1, 2, 5, 33, 70}) {  // several chunks of panels and of rows
@@ -156,6 +193,7 @@ int main(int argc, char** argv) {
   }
   for (int i = 0; i < 20 * each; ++i) totals.check(random_patches(random));
   if (each >= 10) {
+    sparse_problems(totals, random);
     large_problems(totals, random);
     for (const Problem& problem : large_patches(random)) totals.check(problem);
   }

@@ -34,7 +34,14 @@ struct Problem {
 
 enum class Fill { random, extremes, least, zeros };
 
-void add_layer(Problem& problem, Random& random, std::size_t out, std::size_t in, Fill fill, float input_scale) {
+// Which weights are zero, and how the rest is kept: one by one, in lines of 16 outputs x 4 inputs, or in tiles of 32 x 64.
+enum class Zeros { none, any, lines16, lines32, tiles };
+
+Zeros random_zeros(Random& random) {
+  return random.one_in(2) ? Zeros::none : static_cast<Zeros>(1 + random.below(4));
+}
+
+void add_layer(Problem& problem, Random& random, std::size_t out, std::size_t in, Fill fill, float input_scale, Zeros zeros) {
   std::vector<std::int8_t> weight(out * in);
   for (auto& w : weight) {
     w = fill == Fill::random     ? random.byte()
@@ -42,12 +49,14 @@ void add_layer(Problem& problem, Random& random, std::size_t out, std::size_t in
         : fill == Fill::least    ? std::int8_t{-128}
                                  : std::int8_t{0};
   }
-  const bool sparse = random.one_in(2);
-  const std::size_t height = random.below(3) * 16, seldom = 1 + random.below(12);
+  const bool sparse = zeros != Zeros::none;
+  const std::size_t height = zeros == Zeros::lines16 ? 16 : zeros == Zeros::any ? 0 : 32, seldom = 1 + random.below(12);
   if (sparse) {
-    for (std::size_t i = 0; i < weight.size(); ++i) {  // in lines, or one by one
-      const std::size_t line = i / in / 16 * 100003 + i % in / 4;
-      if (height == 0 ? !random.one_in(seldom) : Random{line}.next() % seldom != 0) weight[i] = 0;
+    const std::uint64_t pattern = random.next();
+    const std::size_t outputs = zeros == Zeros::tiles ? 32 : 16, inputs = zeros == Zeros::tiles ? 64 : 4;
+    for (std::size_t i = 0; i < weight.size(); ++i) {
+      const std::uint64_t block = pattern + i / in / outputs * 100003 + i % in / inputs;
+      if (height == 0 ? !random.one_in(seldom) : Random{block}.next() % seldom != 0) weight[i] = 0;
     }
   }
   std::vector<float> scale(out), bias(out);
@@ -69,6 +78,10 @@ void add_layer(Problem& problem, Random& random, std::size_t out, std::size_t in
   problem.layers.back()->set(scale.data(), offsets, input_scale);
   problem.dense.back()->set(scale.data(), offsets, input_scale);
   problem.activations.push_back(static_cast<int>(random.below(7)));
+}
+
+void add_layer(Problem& problem, Random& random, std::size_t out, std::size_t in, Fill fill, float input_scale) {
+  add_layer(problem, random, out, in, fill, input_scale, random_zeros(random));
 }
 
 std::vector<std::uint8_t> solve(const Problem& problem, const Level<int8_linear_call>& level, int threads,
@@ -129,7 +142,7 @@ std::string describe(const Problem& problem) {
   for (std::size_t i = 0; i < problem.layers.size(); ++i) {
     const int8_weight& w = problem.layers[i]->weight();
     text += ", out " + std::to_string(w.out_features) + (w.input_scale == 0 ? " dynamic" : " static") +
-            (w.sparse ? " height " + std::to_string(w.sparse->height) : std::string()) + " activation " +
+            (w.sparse ? " height " + std::to_string(w.sparse->height) + (w.sparse->whole_tiles ? " in tiles" : "") : std::string()) + " activation " +
             std::to_string(problem.activations[i]);
   }
   if (problem.patches) {

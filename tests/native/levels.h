@@ -74,7 +74,8 @@ struct Level {
 
 bool runs(Isa isa) {
 #if defined(PYCOMPRESS_EMULATED)
-  if (isa == Isa::avxvnni || isa == Isa::amx) return cpu_has(Isa::avx512vnni);
+  if (isa == Isa::avxvnni) return cpu_has(Isa::avx512vnni);
+  if (isa == Isa::amx) return cpu_has(Isa::avx512icl);
 #endif
   return cpu_has(isa);
 }
