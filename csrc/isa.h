@@ -96,8 +96,9 @@ bool implies(Isa level, Isa kernel);
 #define PYCOMPRESS_TILE_LOAD(tile, p, stride) PYCOMPRESS_TILE_MOVE("tileloadd (%0,%1,1), %%tmm" #tile, p, stride)
 #define PYCOMPRESS_TILE_LOAD_ONCE(tile, p, stride) PYCOMPRESS_TILE_MOVE("tileloaddt1 (%0,%1,1), %%tmm" #tile, p, stride)
 #define PYCOMPRESS_TILE_STORE(tile, p, stride) PYCOMPRESS_TILE_MOVE("tilestored %%tmm" #tile ", (%0,%1,1)", p, stride)
-// sum += a . b, signed bytes.
+// sum += a . b, signed bytes; or bfloat16, which gives floats.
 #define PYCOMPRESS_TILE_DOT(sum, a, b) asm volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
+#define PYCOMPRESS_TILE_DOT_BF16(sum, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
 #endif
 
 // NEON belongs to the baseline. "arch=armv8.2-a": GCC inlines its intrinsics only into functions that have all of it.

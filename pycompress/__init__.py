@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .dynamic import quantize_dynamic as quantize_dynamic
     from .explaining import explain as explain
     from .formats import Affine as Affine
+    from .formats import BFloat16 as BFloat16
     from .formats import Binary as Binary
     from .formats import Codebook as Codebook
     from .formats import FixedPoint as FixedPoint
@@ -60,7 +61,9 @@ _MODULES = ("kernels", "observers", "scores")
 _HOME = {
     **dict.fromkeys(("load", "save"), "artifact"),
     "distill_": "distill",
-    **dict.fromkeys(("Affine", "Binary", "Codebook", "FixedPoint", "Float32", "Int4", "Int8", "Sparse"), "formats"),
+    **dict.fromkeys(
+        ("Affine", "BFloat16", "Binary", "Codebook", "FixedPoint", "Float32", "Int4", "Int8", "Sparse"), "formats"
+    ),
     "finalize_": "masks",
     "explain": "explaining",
     "pack": "packing",

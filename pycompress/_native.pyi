@@ -50,6 +50,9 @@ class CodebookState(_State):
 class SparseState(_State):
     def unpack(self) -> NDArray[np.float32]: ...
 
+class Bf16State(_State):
+    def unpack(self) -> NDArray[np.float32]: ...
+
 class ConvState:
     def into(
         self,
@@ -178,6 +181,7 @@ def pack_recurrent(
 def pack_sparse(
     weight: NDArray[np.float32], bias: NDArray[np.float32] | None, height: int, isa: str
 ) -> SparseState: ...
+def pack_bf16(weight: NDArray[np.float32], bias: NDArray[np.float32] | None, isa: str) -> Bf16State: ...
 def pack_conv(
     weight: NDArray[np.int8],
     scale: NDArray[np.float32],

@@ -22,6 +22,24 @@ class Float32:
 
 
 @dataclass(frozen=True)
+class BFloat16:
+    """Numbers of 16 bits, the upper half of IEEE single precision, for the values of :class:`Sparse`.
+
+    Weights are rounded when they are packed and activations when they come in, to the nearest, ties to even; magnitudes
+    below 2^-126 become 0. Products are summed in fp32: ``y = activation(sum over i of bf16(x[i]) * bf16(w[o, i]) +
+    bias[o])``. The order of the sum depends on the instruction set level, not on threads nor on how a batch is cut:
+    against the exact sum of the rounded numbers the error is at most ``2 * in * 2^-24 * sum|x * w|``. The rounding
+    changes each product by at most 2^-7 of it, and a little (twice 2^-8). Pruned weights are multiplied as zeros: a row
+    that holds infinity or NaN gives NaN where they meet.
+
+    Examples
+    --------
+    >>> Sparse(values=BFloat16())
+    Sparse(block=(1, 1), values=BFloat16())
+    """
+
+
+@dataclass(frozen=True)
 class Int8:
     """8-bit integer weights, symmetric, one scale for each output: ``w = q * scale[o]``, ``q`` in [-127, 127].
 
@@ -168,10 +186,12 @@ class Sparse:
     ----------
     block : (int, int)
         Height (outputs) and width (inputs) of the blocks that are zero or kept together; (1, 1) is unstructured. Of
-        Float32 values (1, 1), (4, 1), (8, 1), (16, 1) or (16, 16); of Int8 values (1, 1), (16, 4), (32, 4) or (32, 64).
-    values : Float32 or Int8
+        Float32 values (1, 1), (4, 1), (8, 1), (16, 1) or (16, 16); of BFloat16 values (1, 1); of Int8 values (1, 1),
+        (16, 4), (32, 4) or (32, 64).
+    values : Float32, BFloat16 or Int8
         The type of the kept values. With Int8 the numbers are those of the format :class:`Int8` with the same integers,
-        dynamic or static activations included.
+        dynamic or static activations included. With :class:`BFloat16` activations are rounded too; 2 bytes a nonzero
+        and 1 bit a weight.
 
     Examples
     --------
@@ -182,18 +202,19 @@ class Sparse:
     """
 
     block: tuple[int, int] = (1, 1)
-    values: Float32 | Int8 = field(default_factory=Float32)
+    values: Float32 | BFloat16 | Int8 = field(default_factory=Float32)
 
     def __post_init__(self) -> None:
         if type(self.values) not in BLOCKS:
-            raise ValueError(f"values must be Float32() or Int8(), got {self.values!r}")
+            raise ValueError(f"values must be Float32(), BFloat16() or Int8(), got {self.values!r}")
         blocks = BLOCKS[type(self.values)]
         if not isinstance(self.block, tuple) or self.block not in blocks:
             raise ValueError(f"block must be one of {list(blocks)} with {self.values}, got {self.block!r}")
 
 
-BLOCKS: dict[type[Float32] | type[Int8], tuple[tuple[int, int], ...]] = {
+BLOCKS: dict[type[Float32] | type[BFloat16] | type[Int8], tuple[tuple[int, int], ...]] = {
     Float32: ((1, 1), (4, 1), (8, 1), (16, 1), (16, 16)),
+    BFloat16: ((1, 1),),
     Int8: ((1, 1), (16, 4), (32, 4), (32, 64)),
 }
 """The blocks (outputs x inputs) that have a kernel, by the type of the values."""
@@ -270,6 +291,17 @@ def has_int8_weights(format: object) -> bool:
     (True, True, False)
     """
     return isinstance(format, Int8) or (isinstance(format, Sparse) and isinstance(format.values, Int8))
+
+
+def has_bfloat16_weights(format: object) -> bool:
+    """Whether a format keeps its weights in bfloat16.
+
+    Examples
+    --------
+    >>> has_bfloat16_weights(Sparse(values=BFloat16())), has_bfloat16_weights(Sparse())
+    (True, False)
+    """
+    return isinstance(format, Sparse) and isinstance(format.values, BFloat16)
 
 
 def has_int8_activations(format: object) -> bool:

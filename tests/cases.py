@@ -369,6 +369,13 @@ OPERATIONS = {
         Operation("binary_linear", cases_codebook.signs, run_linear, _by_reference(run_linear)),
         Operation("sparse_linear", _sparse_linear, run_linear, float_truth, float_tolerance),
         Operation("sparse_block_linear", cases_sparse.make_blocks, run_linear, float_truth, float_tolerance),
+        Operation(
+            "bf16_linear",
+            cases_sparse.make_bfloat16,
+            run_linear,
+            cases_sparse.bfloat16_truth,
+            cases_sparse.bfloat16_tolerance,
+        ),
         Operation("sparse_int8_linear", cases_sparse_int8.make, run_linear, cases_sparse_int8.truth),
         Operation(
             "sparse_int8_chain",

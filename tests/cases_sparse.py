@@ -8,7 +8,7 @@ import cases
 import numpy as np
 
 from pycompress import kernels
-from pycompress.formats import BLOCKS, Float32, Sparse
+from pycompress.formats import BLOCKS, BFloat16, Float32, Sparse
 
 
 def make(rng: np.random.Generator, rows: int, inner: int, columns: int) -> dict[str, Any]:
@@ -79,3 +79,35 @@ def make_blocks(rng: np.random.Generator, rows: int, inputs: int, outputs: int) 
         "activation": cases.activation(rng),
         "format": Sparse(block),
     }
+
+
+def make_bfloat16(rng: np.random.Generator, rows: int, inputs: int, outputs: int) -> dict[str, Any]:
+    """A linear layer packed in bfloat16, with any share of zeros."""
+    return {
+        "x": cases.floats(rng, rows, inputs),
+        "weight": cases.floats(rng, outputs, inputs, density=float(rng.choice([0, 0.02, 0.1, 0.3, 0.6, 1]))),
+        "bias": cases.floats(rng, outputs) if rng.random() < 0.5 else None,
+        "activation": cases.activation(rng),
+        "format": Sparse(values=BFloat16()),
+    }
+
+
+def _rounded(problem: dict[str, Any]) -> dict[str, Any]:
+    """The problem with numbers of 8 significant bits; what is below the normal range of float32 is 0."""
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        fraction, exponent = np.frexp(x.astype(np.float64))
+        return np.where(np.abs(x) < 2.0**-126, 0, np.ldexp(np.rint(fraction * 256), exponent - 8))
+
+    return {**problem, "x": rounded(problem["x"]), "weight": rounded(problem["weight"])}
+
+
+def bfloat16_truth(problem: dict[str, Any]) -> np.ndarray:
+    """The product of the rounded numbers."""
+    return cases.float_truth(_rounded(problem))
+
+
+def bfloat16_tolerance(problem: dict[str, Any], truth: np.ndarray) -> np.ndarray:
+    """That of fp32; tiles of AMX take what is below the normal range as 0."""
+    tiny = 2.3 * problem["x"].shape[1] * 2.0**-126
+    return cases.float_tolerance(_rounded(problem), truth) + tiny

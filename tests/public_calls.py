@@ -122,6 +122,7 @@ GROUPS = Choice((np.zeros(5), "groups", np.zeros((12, 2)), np.full(12, np.nan)))
 # name: (a function that makes valid arguments, the kind of each argument)
 CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Int8": (dict, {}),
+    "BFloat16": (dict, {}),
     "Float32": (dict, {}),
     "Unstructured": (dict, {}),
     "Blocks": (lambda: {"height": 16, "width": 4}, {"height": BATCH, "width": BATCH}),

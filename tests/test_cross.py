@@ -53,7 +53,7 @@ def run(*command):
 
 
 def kernel_sources():
-    operations = ("int8_linear", "int8_rnn", "codebook_linear", "binary_linear", "sparse_linear")
+    operations = ("int8_linear", "int8_rnn", "codebook_linear", "binary_linear", "sparse_linear", "bf16_linear")
     folders = ("csrc", *(f"csrc/{operation}" for operation in operations))
     return sorted(str(path) for folder in folders for path in ROOT.glob(f"{folder}/*.cpp"))
 
@@ -64,12 +64,15 @@ OPERATIONS = {
     "codebook_levels": "codebook_linear",
     "binary_levels": "binary_linear",
     "sparse_levels": "sparse_linear",
+    "bf16_levels": "bf16_linear",
 }
-ENOUGH = {"int8_levels": 830, "rnn_levels": 290, "codebook_levels": 290, "binary_levels": 290, "sparse_levels": 500}
+ENOUGH = {"int8_levels": 830, "rnn_levels": 290, "codebook_levels": 290, "binary_levels": 290}
+ENOUGH |= {"sparse_levels": 500, "bf16_levels": 500}
 # Of the argument: problems for each number of rows, or in all.
-SCALE = {"int8_levels": 1, "rnn_levels": 23, "codebook_levels": 23, "binary_levels": 23, "sparse_levels": 1}
+SCALE = {"int8_levels": 1, "rnn_levels": 23, "codebook_levels": 23, "binary_levels": 23}
+SCALE |= {"sparse_levels": 1, "bf16_levels": 1}
 # Levels of Arm that run the version of neon.
-WITHOUT = dict.fromkeys(("binary_levels", "sparse_levels"), ("neondot", "i8mm"))
+WITHOUT = dict.fromkeys(("binary_levels", "sparse_levels", "bf16_levels"), ("neondot", "i8mm"))
 
 
 @pytest.fixture(scope="module", params=OPERATIONS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pycompress.codes import decode_nonzeros, encode_nonzeros
-from pycompress.formats import Affine, FixedPoint, Float32, Int4, Int8, Sparse
+from pycompress.formats import Affine, BFloat16, FixedPoint, Float32, Int4, Int8, Sparse
 
 
 def round_trip(dense):
@@ -76,7 +76,17 @@ def test_a_gap_is_no_larger_than_the_array_even_where_sums_could_wrap():
 
 
 @pytest.mark.parametrize(
-    "format", [Float32(), Int8(), Sparse(), Sparse((16, 4), Int8()), Affine(4, True), FixedPoint(3)]
+    "format",
+    [
+        Float32(),
+        BFloat16(),
+        Int8(),
+        Sparse(),
+        Sparse(values=BFloat16()),
+        Sparse((16, 4), Int8()),
+        Affine(4, True),
+        FixedPoint(3),
+    ],
 )
 def test_formats_are_immutable_values(format):
     assert format == dataclasses.replace(format) and hash(format) == hash(dataclasses.replace(format))
@@ -99,8 +109,9 @@ def test_formats_refuse_what_has_no_meaning():
     for block in ((1, 4), (0, 0), (32, 4), 1, None, "11", [1, 1]):
         with pytest.raises(ValueError, match=r"^block must be"):
             Sparse(block=block)
-    with pytest.raises(ValueError, match=r"^block must be"):
-        Sparse(block=(8, 1), values=Int8())
-    for values in (Int4(), None, "float32", Float32):
+    for values, block in ((Int8(), (8, 1)), (BFloat16(), (16, 1)), (BFloat16(), (16, 4))):
+        with pytest.raises(ValueError, match=r"^block must be"):
+            Sparse(block=block, values=values)
+    for values in (Int4(), None, "float32", Float32, BFloat16):
         with pytest.raises(ValueError, match=r"^values must be"):
             Sparse(values=values)

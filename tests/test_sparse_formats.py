@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import cases
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import pycompress as pc
 from pycompress import kernels
-from pycompress.formats import BLOCKS, Float32, Int8, Sparse
+from pycompress.formats import BLOCKS, BFloat16, Float32, Int8, Sparse
 from pycompress.kernels.ops import chain_call
 from pycompress.layers import PackedLinear
 from pycompress.weight_bytes import from_bytes, to_bytes
@@ -36,7 +37,7 @@ def test_a_block_shape_changes_no_number(rng, format, in_blocks):
     weight = weight_in_blocks(rng, format.block if in_blocks else (1, 1))
     bias = rng.standard_normal(70).astype(np.float32)
     packed = kernels.pack(weight, format, bias)
-    plain = kernels.pack(weight, Int8() if format.values == Int8() else Sparse(), bias)
+    plain = kernels.pack(weight, Int8() if format.values == Int8() else Sparse(values=format.values), bias)
     np.testing.assert_array_equal(packed.unpack(), plain.unpack())
     assert packed.density == plain.density
     for rows in (1, 2, 7, 16, 33, 65):
@@ -142,3 +143,82 @@ def test_a_chain_of_sparse_layers_is_one_call_with_the_bits_of_single_ones(imple
             assert torch.equal(kernels.linear_chain(x, packed, activations), expected)
             assert call is None or torch.equal(call(x), expected)
     kernels.set_num_threads(None)
+
+
+def nearest(x):
+    """The numbers of x in bfloat16, by torch."""
+    return torch.from_numpy(x).bfloat16().float().numpy()
+
+
+def test_bfloat16_values_are_rounded_and_take_two_bytes(rng, implementation):
+    weight = weight_in_blocks(rng, (1, 1), 96, 160)
+    packed = kernels.pack(torch.from_numpy(weight), Sparse(values=BFloat16()), cases.floats(rng, 96))
+    np.testing.assert_array_equal(packed.unpack(), nearest(weight))
+    assert packed.density == np.count_nonzero(weight) / weight.size
+    if implementation.startswith("native"):
+        assert packed.nbytes == 2 * np.count_nonzero(weight) + weight.size // 8 + 4 * 8 + 4 * 96
+    for rows in (1, 2, 9, 40, 130):
+        x = rng.standard_normal((rows, 160)).astype(np.float32)
+        y = kernels.linear(x, packed)
+        np.testing.assert_array_equal(y, kernels.linear(nearest(x), packed))
+        np.testing.assert_array_equal(y[rows // 2 :], kernels.linear(x[rows // 2 :], packed))
+        exact = nearest(x).astype(np.float64) @ nearest(weight).T + packed.bias
+        bound = np.abs(nearest(x)).astype(np.float64) @ np.abs(nearest(weight)).T + np.abs(packed.bias)
+        assert (np.abs(y - exact) <= 2 * 161 * 2.0**-24 * bound).all()
+        plain = x.astype(np.float64) @ weight.T + packed.bias  # two roundings of 2^-8 for each product
+        assert (np.abs(y - plain) <= (2.0**-7 + 2.0**-15 + 2 * 161 * 2.0**-24) * bound * (1 + 2.0**-6)).all()
+
+
+def test_bfloat16_rounds_what_is_special_as_documented(implementation):
+    def pack(*row):
+        return kernels.pack(np.array([row], np.float32), Sparse(values=BFloat16()))
+
+    assert pack(1 + 2**-8, 1 + 3 * 2**-8, 1e-40, -(2.0**-126)).unpack().tolist() == [
+        [1, 1 + 2**-6, 0, -(2.0**-126)]  # ties to even
+    ]
+    largest = float(np.float32(2.0**128 * (1 - 2**-8)))
+    assert pack(-largest, 2.0**127).unpack().tolist() == [[-largest, 2.0**127]]
+    with pytest.raises(ValueError, match=r"^weight must be below 2\^128 - 2\^119 with BFloat16\(\), got 3.3999"):
+        pack(1, -3.4e38)
+    packed = pack(2, 0, 1)
+    for rows in (1, 5, 40, 140):
+        x = np.ones((rows, 3), np.float32)
+        x[0, 0], x[-1, 2] = 1 + 2.0**-9, 1e-40
+        expected = [3] * rows
+        expected[-1] = 2
+        assert kernels.linear(x, packed)[:, 0].tolist() == expected
+        x[rows // 2, 1] = np.inf  # meets a zero
+        y = kernels.linear(x, packed)[:, 0]
+        assert np.isnan(y[rows // 2]) and np.isfinite(np.delete(y, rows // 2)).all()
+        x[rows // 2] = [-np.inf, 1, 1]
+        assert kernels.linear(x, pack(2, 1, 0))[rows // 2] == -np.inf
+
+
+def test_bfloat16_values_of_an_int8_grid_keep_its_integers(rng):
+    integers = rng.integers(-127, 128, (40, 50)).astype(np.int8) * (rng.random((40, 50)) < 0.5)
+    scale = rng.uniform(1e-3, 1, 40).astype(np.float32)
+    packed = kernels.pack(integers.astype(np.int8), Sparse(values=BFloat16()), scale=scale)
+    np.testing.assert_array_equal(packed.canonical_weight(), integers)
+
+
+def test_files_hold_bfloat16_values_in_two_bytes(rng, tmp_path):
+    sizes = []
+    for values in (Float32(), BFloat16()):
+        packed = kernels.pack(weight_in_blocks(rng, (1, 1), 300, 200), Sparse(values=values))
+        pc.save(nn.Sequential(PackedLinear(packed)), tmp_path / "model.pyc")
+        sizes.append((tmp_path / "model.pyc").stat().st_size)
+    assert sizes[1] < 0.65 * sizes[0]
+
+
+def test_pack_takes_bfloat16_values_where_they_are_asked_for():
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight *= torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(2)) < 0.4
+        expected = model(x)
+        automatic = pc.pack(model, x, force=True)
+        packed = pc.pack(model, x, format=Sparse(values=BFloat16()), force=True)
+        assert torch.allclose(packed(x), expected, atol=0.05)
+    assert automatic[0].packed.format == Sparse()
+    assert packed[0].packed.format == packed[2].packed.format == Sparse(values=BFloat16())

@@ -98,6 +98,7 @@ Floats linear(const State& state, const Floats& x, int activation, int threads) 
 }
 
 // One for each file of this folder.
+void bind_bf16(py::module_& m);
 void bind_binary(py::module_& m);
 void bind_channels_last(py::module_& m);
 void bind_codebook(py::module_& m);

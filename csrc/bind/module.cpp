@@ -46,6 +46,7 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "The C++ kernels of pycompress; called by pycompress.kernels, which checks the arguments.";
   m.def("levels", &levels, "Instruction set levels that have kernels and that this CPU runs, lowest first.");
   m.def("kernels", &kernels, "The levels that each operation exists for.");
+  bind_bf16(m);
   bind_binary(m);
   bind_channels_last(m);
   bind_codebook(m);

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import NamedTuple
 
-from ..formats import Codebook, Int4, Int8, code_bits, has_int8_activations, has_int8_weights
+from ..formats import Codebook, Int4, Int8, code_bits, has_bfloat16_weights, has_int8_activations, has_int8_weights
 from . import attention, coding, embeddings, recurrent
 from .container import ArtifactError, Entry, Header, digest_fits, read_header
 from .durable import check_path, read_file
@@ -110,14 +110,15 @@ def _check_packed(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> 
     found = {part: tensors[full] for part, full in packed_names(name).items() if full in tensors}
     weight, scale = found.get("weight"), found.get("scale")
     convolution = None if layer.packed is None else layer.packed.convolution
+    format = None if layer.packed is None else layer.packed.format
+    floats = "BF16" if has_bfloat16_weights(format) else "F32"
     if convolution is not None:
         _check_convolution(name, layer, weight, len(convolution.stride))
-    elif weight is None or len(weight.shape) != 2 or weight.dtype not in ("I8", "F32"):
-        raise ArtifactError(f"packed layer {name!r:.99} must have a weight [out, in], I8 or F32")
+    elif weight is None or len(weight.shape) != 2 or weight.dtype not in ("I8", floats):
+        raise ArtifactError(f"packed layer {name!r:.99} must have a weight [out, in], I8 or {floats}")
     assert weight is not None
     if any(stored.record is not None and stored.record.grid is not None for stored in found.values()):
         raise ArtifactError(f"packed layer {name!r:.99} must not have a grid: its scale is a tensor of its own")
-    format = None if layer.packed is None else layer.packed.format
     has_integers = has_int8_weights(format) or isinstance(format, Int4) or code_bits(format) is not None
     if (scale is not None) != (weight.dtype == "I8") or (has_integers and scale is None):
         raise ArtifactError(f"packed layer {name!r:.99} must have a scale with integers, and with these alone")

@@ -21,7 +21,7 @@ from ..chains import ChainedSequential
 from ..changes import numbers_of, removed_of
 from ..convolutions import PackedConv1d, PackedConv2d
 from ..embeddings import PackedEmbedding, PackedEmbeddingBag
-from ..formats import Int4, Int8, code_bits
+from ..formats import Int4, Int8, code_bits, has_bfloat16_weights
 from ..kernels import PackedConv, PackedWeight
 from ..layers import PackedLayer, PackedLinear, decisions
 from ..recurrent import PackedRecurrentLayer
@@ -232,6 +232,8 @@ def _add_packed(
         elif part == "weight" and isinstance(packed.format, Int4):
             offset = 0 if packed.format.zero_point else 8
             _add(stored, metadata.tensors, names[part], *coding.encode_integers(tensor, offset))
+        elif part == "weight" and has_bfloat16_weights(packed.format) and packed.scale is None:
+            _add(stored, metadata.tensors, names[part], *coding.encode(tensor.bfloat16()))
         elif part == "weight" and (bits := code_bits(packed.format)) is not None:
             _add(stored, metadata.tensors, names[part], *coding.encode_table(tensor, bits))
         else:

@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from ..formats import BLOCKS, Float32, Format, Grid
+from ..formats import BLOCKS, BFloat16, Float32, Format, Grid
 from ..kernels.ops import Activation
 from ..layers import LayerDecision
 from .container import ITEM_BYTES, ArtifactError, read_json, read_shape
@@ -171,7 +171,7 @@ def read_metadata(text: str) -> Metadata:
     )
 
 
-_FORMATS: dict[str, Any] = {cls.__name__: cls for cls in (*get_args(Format), *get_args(Grid), Float32)}
+_FORMATS: dict[str, Any] = {cls.__name__: cls for cls in (*get_args(Format), *get_args(Grid), BFloat16, Float32)}
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats import BLOCKS, Float32, Int8
+from ..formats import BLOCKS, BFloat16, Float32, Int8
 from . import arrays
 from .arrays import ArrayLike
 
@@ -15,7 +15,7 @@ FULL = 0.9
 """A block shape fits where at least this fraction of what its kept blocks hold is not zero."""
 
 
-def find_block(weight: ArrayLike, values: Float32 | Int8 = _FLOAT32) -> tuple[int, int]:
+def find_block(weight: ArrayLike, values: Float32 | BFloat16 | Int8 = _FLOAT32) -> tuple[int, int]:
     """Return the largest block shape of :class:`pycompress.formats.Sparse` in which a weight was pruned.
 
     A block is kept where it holds a nonzero weight. A shape fits where ``nonzeros >= 0.9 * weights in kept blocks``:
@@ -24,7 +24,7 @@ def find_block(weight: ArrayLike, values: Float32 | Int8 = _FLOAT32) -> tuple[in
     Parameters
     ----------
     weight : [out_features, in_features] float32, float16, bfloat16 or int8
-    values : Float32 or Int8
+    values : Float32, BFloat16 or Int8
         The type of the kept values: each has blocks of its own.
 
     Returns
@@ -45,7 +45,7 @@ def find_block(weight: ArrayLike, values: Float32 | Int8 = _FLOAT32) -> tuple[in
     (4, 1)
     """
     if type(values) not in BLOCKS:
-        raise TypeError(f"values must be Float32() or Int8(), got {values!r}")
+        raise TypeError(f"values must be Float32(), BFloat16() or Int8(), got {values!r}")
     array = arrays.view(weight, "weight")
     if array.dtype != np.int8:
         array = arrays.float32(weight, "weight")

@@ -97,6 +97,16 @@ def pack_sparse(weight: Float, bias: Float | None, height: int) -> _native.Spars
     return _native.pack_sparse(weight, bias, height, backends.isa_name())
 
 
+def pack_bf16(weight: Float, bias: Float | None) -> _native.Bf16State:
+    """Keep the nonzero weights of [out, in], whose numbers are bfloat16, with a mask."""
+    return _native.pack_bf16(weight, bias, backends.isa_name())
+
+
+def unpack_bf16(state: _native.Bf16State) -> Float:
+    """Return the dense weight [out, in]."""
+    return state.unpack()
+
+
 def unpack_sparse(state: _native.SparseState) -> Float:
     """Return the dense weight [out, in]."""
     return state.unpack()
@@ -245,6 +255,11 @@ def bound_chain(states: list[Any], activations: list[int]) -> Callable[[int, int
 
 def sparse_linear(x: Float, state: _native.SparseState, activation: int, threads: int) -> Float:
     """Multiply rows [rows, in] with a sparse weight."""
+    return state.linear(x, activation, threads)
+
+
+def bf16_linear(x: Float, state: _native.Bf16State, activation: int, threads: int) -> Float:
+    """Multiply rows [rows, in], rounded to bfloat16, with a sparse bfloat16 weight."""
     return state.linear(x, activation, threads)
 
 

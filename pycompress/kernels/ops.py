@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats import Binary, Codebook, Int4, Sparse, has_int8_weights
+from ..formats import Binary, Codebook, Float32, Int4, Sparse, has_bfloat16_weights, has_int8_weights
 from . import arrays, backends
 from .arrays import ArrayLike
 from .packed import PackedWeight, positive
@@ -47,7 +47,8 @@ def linear(
 
     Sparse with Int8 values: the numbers of Int8, bit for bit. Else Sparse: fp32 over the stored weights; the order of
     additions, and so the result, does not depend on the number of threads nor on how a batch is cut. A pruned weight
-    times infinity is skipped, unless it lies in a block that is kept.
+    times infinity is skipped, unless it lies in a block that is kept. With BFloat16 values x is rounded to bfloat16
+    first, and pruned weights are multiplied as zeros: :class:`pycompress.BFloat16` has the formula and its bounds.
 
     Parameters
     ----------
@@ -108,7 +109,8 @@ def linear(
         if value is not None:
             raise ValueError(f"{name} must be None with {packed.format}: the int8 kernels take it")
     signs = packed.format == Binary("binary")
-    run = packed._module.binary_linear if signs else getattr(packed._module, _KERNELS[type(packed.format)])
+    name = "bf16_linear" if has_bfloat16_weights(packed.format) else _KERNELS[type(packed.format)]
+    run = packed._module.binary_linear if signs else getattr(packed._module, name)
     y = run(rows, packed._state, code, backends.threads_for(x))
     return arrays.restore(y.reshape(*array.shape[:-1], out_features), x)
 
@@ -135,9 +137,9 @@ def linear_chain(
 ) -> Any:
     """Run layers one after the other: the numbers of :func:`linear` called once for each in float32, faster.
 
-    Where all weights are Int8, or all are Sparse with fp32 values, and have the native backend, it is one call: what lies
-    between two layers stays in the cache, and becomes int8 at once where the next layer has an ``input_scale``, or stays
-    transposed, as the sparse kernels take it.
+    Where all weights are Int8, or all are Sparse with fp32 values, and have the native backend, it is one call: what
+    lies between two layers stays in the cache, and becomes int8 at once where the next layer has an ``input_scale``, or
+    stays transposed, as the sparse kernels take it.
 
     Parameters
     ----------
@@ -184,7 +186,7 @@ def linear_chain(
 def _are_alike(packed: Sequence[PackedWeight]) -> bool:
     """Whether one kernel runs all weights, and one call of it can: int8 layers, or sparse fp32 ones."""
     kinds = {has_int8_weights(w.format) for w in packed}
-    fp32 = all(isinstance(w.format, Sparse) for w in packed)
+    fp32 = all(isinstance(w.format, Sparse) and isinstance(w.format.values, Float32) for w in packed)
     return len({w.kernel for w in packed}) == 1 and (kinds == {True} or (kinds == {False} and fp32))
 
 

@@ -8,11 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..codes import decode_codes, decode_nibbles, decode_nonzeros, encode_codes, encode_nibbles, encode_nonzeros
-from ..formats import Binary, Codebook, Format, Int4, Int8, Sparse, code_bits, has_int8_activations, has_int8_weights
+from ..formats import (
+    Binary,
+    Codebook,
+    Format,
+    Int4,
+    Int8,
+    Sparse,
+    code_bits,
+    has_bfloat16_weights,
+    has_int8_activations,
+    has_int8_weights,
+)
 from . import arrays, backends, binary, codebook, int4
 from .arrays import ArrayLike
 from .immutable import Numbered
-from .reference import ZERO_ROW, CodebookParts, Int4Parts
+from .reference import ZERO_ROW, CodebookParts, Int4Parts, to_bfloat16
 
 
 class PackedWeight(Numbered):
@@ -121,7 +132,9 @@ class PackedWeight(Numbered):
             return cast("NDArray[Any]", self._module.unpack_binary(self._state))
         if code_bits(self.format) is not None:
             return cast("NDArray[Any]", self._module.unpack_codebook(self._state))
-        dense = self._module.unpack_sparse(self._state)
+        module = self._module
+        unpack = module.unpack_bf16 if has_bfloat16_weights(self.format) else module.unpack_sparse
+        dense = unpack(self._state)
         if self.scale is None:
             return cast("NDArray[Any]", dense)
         return cast("NDArray[Any]", np.rint(dense / self.scale[:, None]).astype(np.int8))
@@ -198,7 +211,7 @@ def pack(
     With :class:`Int8` a float weight is rounded, ``q = clamp(rint(w / s), -127, 127)``, with ``s[o] = max|w[o]| / 127``
     (1 for a row of zeros) or with the given ``scale``; an int8 weight is kept as exactly those integers. With
     :class:`Sparse` the nonzero weights are kept, in fp32 (an int8 weight as the products ``q * scale``) or, with
-    ``values=Int8()``, as the integers that Int8 has.
+    ``values=Int8()``, as the integers that Int8 has, or with ``values=BFloat16()`` rounded to bfloat16.
 
     With :class:`Int4` a float weight is rounded group by group, ``q = clamp(rint(w / s), -8, 7)`` with ``s`` the entry
     of largest magnitude / -8 (so that it becomes -8), or with zero points ``q = clamp(rint(w / s) + z, 0, 15)`` with
@@ -292,8 +305,14 @@ def pack(
             integers, _ = integers_of(array, scale_array)
             array = integers.astype(np.float32) * scale_array[:, None]
         array = np.where(np.abs(array) < np.finfo(np.float32).tiny, np.float32(0), array)  # denormals are slow
-        height = format.block[0] if isinstance(format, Sparse) else 1
-        state = module.pack_sparse(np.ascontiguousarray(array), bias_array, height)
+        if has_bfloat16_weights(format):
+            largest, array = np.abs(array).max(initial=0), to_bfloat16(array)
+            if not np.isfinite(array).all():
+                raise ValueError(f"weight must be below 2^128 - 2^119 with BFloat16(), got {largest}")
+            state = module.pack_bf16(array, bias_array)
+        else:
+            height = format.block[0] if isinstance(format, Sparse) else 1
+            state = module.pack_sparse(np.ascontiguousarray(array), bias_array, height)
         nonzeros = int(np.count_nonzero(array))
     sides = (None, None) if parts is None else (parts.zero_point, parts.multiplier)
     for field in (bias_array, scale_array, *sides):

@@ -5,6 +5,7 @@
 // instructions"): what would be an invalid operation there ends the program here.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -71,12 +72,50 @@ inline void store(int tile, void* p, std::ptrdiff_t stride) {
   for (std::size_t r = 0; r < t.rows; ++r) std::memcpy(static_cast<char*>(p) + r * stride, t.data[r], t.row_bytes);
 }
 
-// tdpbssd
-inline void dot(int sum, int a, int b) {
-  Tile &c = use(sum), &x = use(a), &w = use(b);
+inline void check_sizes(int sum, int a, int b) {
+  const Tile &c = use(sum), &x = use(a), &w = use(b);
   need(sum != a && sum != b && a != b, "three different tiles");
   need(x.row_bytes % 4 == 0 && c.row_bytes % 4 == 0, "row bytes are multiples of 4");
   need(c.rows == x.rows && c.row_bytes == w.row_bytes && x.row_bytes / 4 == w.rows, "sizes fit");
+}
+
+// tdpbf16ps: even and odd inputs are summed apart, then added to the sum; numbers below the normal range count as 0.
+inline float normal(float value) { return std::fabs(value) < 0x1p-126f ? 0.0f : value; }
+
+inline float widened(std::uint16_t bits) {
+  const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return normal(value);
+}
+
+inline void dot_bfloat16(int sum, int a, int b) {
+  check_sizes(sum, a, b);
+  Tile &c = use(sum), &x = use(a), &w = use(b);
+  for (std::size_t m = 0; m < c.rows; ++m) {
+    float row[16], parts[16][2] = {};
+    std::memcpy(row, c.data[m], 64);
+    for (std::size_t k = 0; k < x.row_bytes / 4; ++k) {
+      std::uint16_t two[2], line[32];
+      std::memcpy(two, x.data[m] + 4 * k, 4);
+      std::memcpy(line, w.data[k], 64);
+      for (std::size_t n = 0; n < 16; ++n) {
+        for (int j = 0; j < 2; ++j) {
+          parts[n][j] = normal(std::fma(widened(two[j]), widened(line[2 * n + j]), parts[n][j]));
+        }
+      }
+    }
+    for (std::size_t n = 0; n < 16; ++n) row[n] = normal(row[n] + normal(parts[n][0] + parts[n][1]));
+    std::memset(c.data[m], 0, 64);
+    std::memcpy(c.data[m], row, c.row_bytes);
+  }
+  for (std::size_t m = c.rows; m < 16; ++m) std::memset(c.data[m], 0, 64);
+}
+
+// tdpbssd
+inline void dot(int sum, int a, int b) {
+  check_sizes(sum, a, b);
+  Tile &c = use(sum), &x = use(a), &w = use(b);
   for (std::size_t m = 0; m < c.rows; ++m) {
     std::uint32_t row[16];
     std::memcpy(row, c.data[m], 64);
@@ -104,3 +143,4 @@ inline void dot(int sum, int a, int b) {
 #define PYCOMPRESS_TILE_LOAD_ONCE(tile, p, stride) emulated::load(tile, p, stride)
 #define PYCOMPRESS_TILE_STORE(tile, p, stride) emulated::store(tile, p, stride)
 #define PYCOMPRESS_TILE_DOT(sum, a, b) emulated::dot(sum, a, b)
+#define PYCOMPRESS_TILE_DOT_BF16(sum, a, b) emulated::dot_bfloat16(sum, a, b)

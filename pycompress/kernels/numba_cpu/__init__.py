@@ -9,6 +9,7 @@ Inputs are handed to Numba read-only and aligned, so that each kernel is compile
 slices): Numba tests other indices for being negative, and such a loop is not vectorised.
 """
 
+from .bf16 import bf16_linear, pack_bf16, unpack_bf16
 from .binary import binary_linear, pack_binary, unpack_binary
 from .codebook import codebook_linear, pack_codebook, unpack_codebook
 from .convolution import int8_conv, int8_conv_last, pack_conv, pack_conv_last
@@ -30,6 +31,7 @@ from .vectors import dequantize, quantize
 __all__ = [
     "above",
     "apply_threshold",
+    "bf16_linear",
     "binary_linear",
     "block_norms",
     "codebook_linear",
@@ -42,6 +44,7 @@ __all__ = [
     "int8_recurrent",
     "kth_magnitude",
     "nm_mask",
+    "pack_bf16",
     "pack_binary",
     "pack_codebook",
     "pack_conv",
@@ -54,6 +57,7 @@ __all__ = [
     "quantize",
     "sparse_linear",
     "spmm",
+    "unpack_bf16",
     "unpack_binary",
     "unpack_codebook",
     "unpack_csr",

@@ -4,6 +4,7 @@ int8 follows its written fp32 formula step by step, so that all other implementa
 bit. The names are those of `numba_cpu` and `native`; `ops.py` checks arguments before it calls any of them.
 """
 
+from .bf16 import Bf16State, bf16_linear, pack_bf16, to_bfloat16, unpack_bf16
 from .binary import BinaryState, binary_linear, pack_binary, unpack_binary
 from .codebook import CodebookParts, CodebookState, codebook_linear, pack_codebook, unpack_codebook
 from .convolution import ConvState, int8_conv, int8_conv_last, pack_conv, pack_conv_last
@@ -36,6 +37,7 @@ __all__ = [
     "GATES",
     "ZERO_ROW",
     "Above",
+    "Bf16State",
     "BinaryState",
     "Cell",
     "CodebookParts",
@@ -55,6 +57,7 @@ __all__ = [
     "above",
     "apply_threshold",
     "as_output",
+    "bf16_linear",
     "binary_linear",
     "block_norms",
     "codebook_linear",
@@ -67,6 +70,7 @@ __all__ = [
     "int8_recurrent",
     "kth_magnitude",
     "nm_mask",
+    "pack_bf16",
     "pack_binary",
     "pack_codebook",
     "pack_conv",
@@ -80,6 +84,8 @@ __all__ = [
     "quantize_rows",
     "sparse_linear",
     "spmm",
+    "to_bfloat16",
+    "unpack_bf16",
     "unpack_binary",
     "unpack_codebook",
     "unpack_csr",
