@@ -32,9 +32,9 @@ def make(cell: str, rng: np.random.Generator, rows: int, inputs: int, hidden: in
         if integers:
             problem[name] = rng.integers(-128, 128, shape).astype(np.int8)
             problem[scale] = rng.uniform(0.01, 0.03, shape[0]).astype(np.float32)
-    if rng.random() < 0.4:  # pruned in blocks: such weights are kept sparse
+    if rng.random() < 0.4:  # pruned, in blocks or one by one: such weights are kept sparse
         for name, shape in shapes.items():
-            block = (16, 4) if rng.random() < 0.5 else (32, 8)
+            block = [(16, 4), (32, 8), (1, 1)][rng.integers(3)]
             kept = rng.random((-(-shape[0] // block[0]), -(-shape[1] // block[1]))) < rng.choice([0, 0.1, 0.3])
             problem[name][~np.kron(kept, np.ones(block, bool))[: shape[0], : shape[1]]] = 0
     if out == hidden and cell == "lstm":

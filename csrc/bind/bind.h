@@ -53,10 +53,22 @@ Isa parse(const std::string& name);
 using Floats = py::array_t<float, py::array::c_style>;
 using Bytes = py::array_t<std::int8_t, py::array::c_style>;
 
-// An int8 weight [out, in]: dense, or of a sparse one with strips of `height` outputs, 0 for a bitmap.
-inline Int8Packed pack_int8_weight(const Bytes& weight, std::optional<std::size_t> height) {
+// A weight as steps, where a level of int8_linear or int8_rnn has a kernel for them and they are less work than 0.9 of the
+// dense weight: from about 60 % zeros on.
+template <class At>
+std::optional<Int8Packed> pack_steps(std::size_t out, std::size_t in, At at, Isa level) {
+  if (level != Isa::avx512icl) return std::nullopt;
+  Int8Packed steps = Int8Packed::sparse(out, in, int8_steps, at);
+  return steps.weight().sparse->density < 0.9 ? std::optional(std::move(steps)) : std::nullopt;
+}
+
+// An int8 weight [out, in]: dense, or of a sparse one with strips of `height` outputs, 0 for one without a pattern.
+inline Int8Packed pack_int8_weight(const Bytes& weight, std::optional<std::size_t> height, Isa level) {
   const auto out = static_cast<std::size_t>(weight.shape(0)), in = static_cast<std::size_t>(weight.shape(1));
   const auto at = [in, from = weight.data()](std::size_t o, std::size_t i) { return from[o * in + i]; };
+  if (height == int8_bitmap) {
+    if (auto steps = pack_steps(out, in, at, level)) return *std::move(steps);
+  }
   return height ? Int8Packed::sparse(out, in, *height, at) : Int8Packed(out, in, at);
 }
 

@@ -118,7 +118,8 @@ class Int8Chain {
 std::shared_ptr<Int8State> pack_int8(const Bytes& weight, const Floats& scale, const std::optional<Floats>& bias,
                                      std::optional<float> input_scale, const std::string& isa,
                                      std::optional<std::size_t> height) {
-  auto state = std::make_shared<Int8State>(parse(isa), pack_int8_weight(weight, height));
+  const Isa level = parse(isa);
+  auto state = std::make_shared<Int8State>(level, pack_int8_weight(weight, height, find<int8_linear_call>(level).isa));
   state->set(scale, bias, input_scale);
   return state;
 }

@@ -39,9 +39,9 @@ auto plain(const Bytes& array) {
   return [from = array.data(), in = columns(array)](std::size_t o, std::size_t i) { return from[o * in + i]; };
 }
 
-// A weight of which at least half of the lines are zero is kept sparse: the same numbers, faster at any batch.
+// A weight of which at least half of the lines are zero is kept sparse, and so is one that is few steps: the same numbers, faster at any batch.
 template <class At>
-Int8Packed fitting(std::size_t out, std::size_t in, At at) {
+Int8Packed fitting(std::size_t out, std::size_t in, At at, Isa level) {
   std::size_t kept[2] = {}, all = 0;  // lines of 16 outputs x 4 inputs that strips of 16 and of 32 outputs keep
   for (std::size_t o = 0; o < out; o += 32) {
     for (std::size_t i = 0; i < in; i += 4, all += 2) {
@@ -53,7 +53,11 @@ Int8Packed fitting(std::size_t out, std::size_t in, At at) {
       kept[1] += any[0] || any[1] ? 2 : 0;
     }
   }
-  if (all == 0 || 2 * kept[0] > all) return Int8Packed(out, in, at);
+  if (all == 0) return Int8Packed(out, in, at);
+  if (2 * kept[0] > all) {
+    auto steps = pack_steps(out, in, at, level);
+    return steps ? *std::move(steps) : Int8Packed(out, in, at);
+  }
   return Int8Packed::sparse(out, in, 20 * kept[1] <= 21 * kept[0] ? 32 : 16, at);
 }
 
@@ -67,18 +71,19 @@ class RecurrentState {
         hidden_(static_cast<std::size_t>(recurrent.shape(0)) / gate_count(cell)),
         linear_(find<int8_linear_call>(level)),
         kernel_(find<int8_rnn_call>(level)),
-        input_(fitting(rows(input), columns(input), plain(input))),
+        input_(fitting(rows(input), columns(input), plain(input), linear_.isa)),
         recurrent_(fitting((hidden_ + int8_panel - 1) / int8_panel * int8_panel * gate_count(cell), columns(recurrent),
                            [this, from = plain(recurrent)](std::size_t o, std::size_t i) {
                              const std::ptrdiff_t row = gate_row(cell_, hidden_, o);
                              return row < 0 ? std::int8_t{0} : from(static_cast<std::size_t>(row), i);
-                           })) {
+                           },
+                           kernel_.isa)) {
     input_.set(input_scales.data(), input_bias.data(), input_scale.value_or(0.0f));
     const std::size_t size = recurrent_.weight().out_features;
     recurrent_.set(gathered(cell, hidden_, size, recurrent_scales.data()).data(),
                    gathered(cell, hidden_, size, recurrent_bias.data()).data(), 0.0f);
     if (projection) {
-      projection_.emplace(fitting(rows(*projection), columns(*projection), plain(*projection)));
+      projection_.emplace(fitting(rows(*projection), columns(*projection), plain(*projection), kernel_.isa));
       projection_->set(projection_scales->data(), nullptr, 0.0f);
     }
   }

@@ -34,15 +34,20 @@ constexpr std::size_t int8_sum_chunk = 131008;   // inputs whose products fit in
 
 // What is kept of a sparse weight. Groups are counted from the start of their chunk of int8_sum_chunk inputs.
 struct int8_sparse {
-  std::size_t height;            // outputs of a strip: 16 or 32; 0: a bitmap
+  std::size_t height;            // of kept lines, outputs of a strip: 16 or 32; else int8_bitmap or int8_steps
   std::size_t chunks;            // of int8_sum_chunk inputs
   bool whole_tiles;              // height 32: groups are kept by 16, from a multiple of 16 on (to the end of `in`)
-  double density;                // kept lines by all lines; 1 of a bitmap
-  const std::size_t* starts;     // [strips or, of a bitmap, panels][chunks] + 1: first kept group, or first value
-  const std::uint16_t* groups;   // [kept groups]
+  double density;                // work by that of the dense weight: kept lines by all lines; 1 of a bitmap
+  const std::size_t* starts;     // [strips or, of a bitmap, panels][chunks] + 1: first kept group, step or value
+  const std::uint16_t* groups;   // [kept groups], or [steps] first input / int8_step_align
   const std::uint64_t* masks;    // of a bitmap: [panels][groups][2 tiles], bit b: byte b of the line is not 0
-  const std::int8_t* values;     // [kept groups][height / 16] lines, or nonzero bytes in the order of the masks
+  const std::int8_t* values;     // [kept groups][height / 16] lines, nonzero bytes in the order of the masks, or steps
 };
+
+constexpr std::size_t int8_bitmap = 0;
+// Steps of 16 outputs x 4 weights each, all of inputs among the 64 from the step's first one on: 64 bytes say which, 64 are
+// the weights, 0 where an output has no more of them there. A step begins at a multiple of int8_step_align.
+constexpr std::size_t int8_steps = 1, int8_step_align = 32, int8_step_bytes = 128;
 
 struct int8_weight {
   std::size_t out_features, in_features;

@@ -24,11 +24,11 @@ class Int8Packed {
     });
   }
 
-  // Of the nonzero weights only, in strips of `height` outputs, or as a bitmap (0).
+  // Of the nonzero weights only, in lines of strips of `height` outputs, or as int8_bitmap or int8_steps.
   template <class At>
   static Int8Packed sparse(std::size_t out, std::size_t in, std::size_t height, At at) {
     Int8Packed packed(out, in, false);
-    packed.pack_sparse(height, at);
+    height == int8_steps ? packed.pack_steps(at) : packed.pack_sparse(height, at);
     return packed;
   }
 
@@ -78,10 +78,10 @@ class Int8Packed {
   template <class At>
   void pack_sparse(std::size_t height, At at) {
     const std::size_t out = weight_.out_features, in = weight_.in_features;
-    const std::size_t strip = height == 0 ? int8_panel : height, strips = panels_ * int8_panel / strip;
+    const std::size_t strip = height == int8_bitmap ? int8_panel : height, strips = panels_ * int8_panel / strip;
     const std::size_t chunks = in / int8_sum_chunk + 1, tiles = strip / 16;
     starts_ = Buffer<std::size_t>(strips * chunks + 1);
-    if (height == 0) masks_ = Buffer<std::uint64_t>(panels_ * weight_.groups * 2);
+    if (height == int8_bitmap) masks_ = Buffer<std::uint64_t>(panels_ * weight_.groups * 2);
     std::vector<std::uint16_t> groups;
     std::vector<std::int8_t> values;
     std::int8_t lines[2 * 64];
@@ -100,7 +100,7 @@ class Int8Packed {
               sums_.data()[i * panels_ * int8_panel + s * strip + j] += value;
             }
           }
-          if (height == 0) {
+          if (height == int8_bitmap) {
             for (std::size_t b = 0; b < sizeof lines; ++b) {
               if (lines[b] == 0) continue;
               masks_.data()[(s * weight_.groups + group) * 2 + b / 64] |= std::uint64_t{1} << b % 64;
@@ -111,16 +111,69 @@ class Int8Packed {
             values.insert(values.end(), lines, lines + tiles * 64);
           }
         }
-        starts_.data()[s * chunks + i + 1] = height == 0 ? values.size() : groups.size();
+        starts_.data()[s * chunks + i + 1] = height == int8_bitmap ? values.size() : groups.size();
       }
     }
+    const double all = static_cast<double>(std::max<std::size_t>(1, strips * weight_.groups));
+    keep(height, whole_tiles, height == int8_bitmap ? 1.0 : static_cast<double>(groups.size()) / all, groups, values);
+  }
+
+  // Outputs go on with their weights as far as the output that lags behind most lets a step reach.
+  template <class At>
+  void pack_steps(At at) {
+    const std::size_t out = weight_.out_features, in = weight_.in_features;
+    const std::size_t strips = panels_ * 2, chunks = in / int8_sum_chunk + 1;
+    starts_ = Buffer<std::size_t>(strips * chunks + 1);
+    std::vector<std::uint16_t> first_inputs;
+    std::vector<std::int8_t> values;
+    std::vector<std::size_t> inputs[16];
+    for (std::size_t s = 0; s < strips; ++s) {
+      for (std::size_t i = 0; i < chunks; ++i) {
+        const std::size_t first = i * int8_sum_chunk, last = std::min(first + int8_sum_chunk, in);
+        std::size_t done[16] = {}, left = 0;
+        for (std::size_t j = 0; j < 16; ++j) {
+          inputs[j].clear();
+          if (s * 16 + j >= out) continue;
+          for (std::size_t k = first; k < last; ++k) {
+            const std::int8_t value = at(s * 16 + j, k);
+            sums_.data()[i * panels_ * int8_panel + s * 16 + j] += value;
+            if (value != 0) inputs[j].push_back(k);
+          }
+          left += inputs[j].size();
+        }
+        while (left > 0) {
+          std::size_t from = last;
+          for (std::size_t j = 0; j < 16; ++j) {
+            if (done[j] < inputs[j].size()) from = std::min(from, inputs[j][done[j]]);
+          }
+          from = first + (from - first) / int8_step_align * int8_step_align;
+          first_inputs.push_back(static_cast<std::uint16_t>((from - first) / int8_step_align));
+          values.resize(values.size() + int8_step_bytes);
+          std::int8_t* step = values.data() + values.size() - int8_step_bytes;
+          for (std::size_t j = 0; j < 16; ++j) {
+            for (std::size_t k = 0; k < 4 && done[j] < inputs[j].size() && inputs[j][done[j]] < from + 64; ++k, --left) {
+              const std::size_t input = inputs[j][done[j]++];
+              step[j * 4 + k] = static_cast<std::int8_t>(input - from);
+              step[64 + j * 4 + k] = at(s * 16 + j, input);
+            }
+          }
+        }
+        starts_.data()[s * chunks + i + 1] = first_inputs.size();
+      }
+    }
+    // Two instructions for what is one of the dense weight.
+    const double lines = static_cast<double>(std::max<std::size_t>(1, strips * weight_.groups));
+    keep(int8_steps, false, 2 * static_cast<double>(first_inputs.size()) / lines, first_inputs, values);
+  }
+
+  void keep(std::size_t height, bool whole_tiles, double density, const std::vector<std::uint16_t>& groups,
+            const std::vector<std::int8_t>& values) {
     groups_ = Buffer<std::uint16_t>(groups.size());
     data_ = Buffer<std::int8_t>(values.size());
     std::copy(groups.begin(), groups.end(), groups_.data());
     std::copy(values.begin(), values.end(), data_.data());
-    const double all = static_cast<double>(std::max<std::size_t>(1, strips * weight_.groups));
-    *sparse_.data() = {height, chunks, whole_tiles, height == 0 ? 1.0 : static_cast<double>(groups.size()) / all,
-                       starts_.data(), groups_.data(), masks_.data(), data_.data()};
+    *sparse_.data() = {height,         weight_.in_features / int8_sum_chunk + 1, whole_tiles,    density, starts_.data(),
+                       groups_.data(), masks_.data(),                            data_.data()};
     weight_.data = nullptr;
     weight_.sparse = sparse_.data();
   }
@@ -166,7 +219,7 @@ class Int8Packed {
       if (o < out && i < in) to[o * in + i] = value;
     };
     const std::int8_t* value = kept.values;
-    if (kept.height == 0) {
+    if (kept.height == int8_bitmap) {
       for (std::size_t line = 0; line < panels_ * weight_.groups * 2; ++line) {
         for (std::size_t b = 0; b < 64; ++b) {
           if (kept.masks[line] >> b & 1) {
@@ -176,11 +229,17 @@ class Int8Packed {
       }
       return;
     }
-    for (std::size_t s = 0; s < panels_ * int8_panel / kept.height; ++s) {
+    const bool steps = kept.height == int8_steps;
+    const std::size_t height = steps ? 16 : kept.height;
+    for (std::size_t s = 0; s < panels_ * int8_panel / height; ++s) {
       for (std::size_t i = 0; i < kept.chunks; ++i) {
         for (std::size_t k = kept.starts[s * kept.chunks + i]; k < kept.starts[s * kept.chunks + i + 1]; ++k) {
-          const std::size_t input = i * int8_sum_chunk + kept.groups[k] * std::size_t{4};
-          for (std::size_t b = 0; b < kept.height * 4; ++b) put(s * kept.height + b / 4, input + b % 4, *value++);
+          const std::size_t input = i * int8_sum_chunk + kept.groups[k] * (steps ? int8_step_align : 4);
+          for (std::size_t b = 0; b < height * 4; ++b, ++value) {
+            if (*value != 0 && !steps) put(s * height + b / 4, input + b % 4, *value);
+            if (steps && value[64] != 0) put(s * height + b / 4, input + static_cast<std::size_t>(*value), value[64]);
+          }
+          if (steps) value += 64;
         }
       }
     }

@@ -50,13 +50,14 @@ void add_layer(Problem& problem, Random& random, std::size_t out, std::size_t in
                                  : std::int8_t{0};
   }
   const bool sparse = zeros != Zeros::none;
-  const std::size_t height = zeros == Zeros::lines16 ? 16 : zeros == Zeros::any ? 0 : 32, seldom = 1 + random.below(12);
+  const std::size_t one_by_one = random.one_in(2) ? int8_bitmap : int8_steps, seldom = 1 + random.below(12);
+  const std::size_t height = zeros == Zeros::lines16 ? 16 : zeros == Zeros::any ? one_by_one : 32;
   if (sparse) {
     const std::uint64_t pattern = random.next();
     const std::size_t outputs = zeros == Zeros::tiles ? 32 : 16, inputs = zeros == Zeros::tiles ? 64 : 4;
     for (std::size_t i = 0; i < weight.size(); ++i) {
       const std::uint64_t block = pattern + i / in / outputs * 100003 + i % in / inputs;
-      if (height == 0 ? !random.one_in(seldom) : Random{block}.next() % seldom != 0) weight[i] = 0;
+      if (height < 16 ? !random.one_in(seldom) : Random{block}.next() % seldom != 0) weight[i] = 0;
     }
   }
   std::vector<float> scale(out), bias(out);
