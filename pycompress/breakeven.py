@@ -77,7 +77,7 @@ DEFAULTS: dict[str, list[BreakEven]] = {
     "avx512": _defaults((0.3, 0.3, 0.3, 0.3), _NO_BITMAP),
     "avx512vnni": _defaults((0.3, 0.4, 0.3, 0.3), _NO_BITMAP),
     "avx512icl": _defaults((0.3, 0.4, 0.3, 0.3), (0.6, 0.65, 0.6, 0.6)),
-    "amx": _defaults((0.3, 0.6, 0.9, 0.95), (0.5, 0.5, _NEVER, _NEVER)),
+    "amx": _defaults((0.3, 0.3, 0.4, 0.55), (0.5, 0.5, 0.5, 0.85)),  # of a prototype
     "numba": _defaults((0.5, 0.5, 0.5, 0.5), _NO_BITMAP),
 }
 """What is assumed of a level that was not measured; the lists of other levels are that of "scalar"."""
