@@ -72,6 +72,9 @@ class ConvState:
     @property
     def nbytes(self) -> int: ...
 
+class SparseConvState(ConvState):
+    def unpack(self) -> NDArray[np.float32]: ...
+
 class DenseState:
     def into(
         self,
@@ -193,6 +196,16 @@ def pack_conv(
     groups: int,
     isa: str,
 ) -> ConvState: ...
+def pack_sparse_conv(
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    height: int,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    isa: str,
+) -> SparseConvState: ...
 def int8_matmul(a: NDArray[np.int8], b: NDArray[np.int8], threads: int, isa: str) -> NDArray[np.int32]: ...
 def quantize(
     x: NDArray[np.float32],

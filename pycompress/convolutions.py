@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import grids, kernels, torch_ops
-from .formats import Format, Int8
+from .formats import Format, Int8, Sparse, has_int8_weights
 from .grids import GridRecord
 from .int8_images import Int8Images, float_images, int8_images
 from .kernels.ops import Activation, activation_code
 from .kernels.packed import positive
 from .layers import LayerDecision, PackedLayer, arrays_like
+from .linears import PRUNED_DENSITY, joined
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -93,7 +94,7 @@ class _PackedConv(PackedLayer):
             arrays["weight"],
             p.format,
             arrays.get("bias"),
-            arrays["scale"],
+            arrays.get("scale"),
             input_scale,
             stride=p.stride,
             padding=p.padding,
@@ -129,8 +130,9 @@ class PackedConv2d(_PackedConv):
 
     Has no parameters and no buffers: ``.to()`` and ``.half()`` leave the weight as it is, and it takes float32, float16
     and bfloat16 inputs, in any memory format. ``state_dict``, pickles and copies hold the canonical form of the weight,
-    ``weight`` int8, ``scale`` [out_channels] and, where they exist, ``bias`` [out_channels] and ``input_scale`` [],
-    float32; it is packed again for the CPU that loads it. Stride, padding, dilation and groups are the layer's own.
+    ``weight`` int8 and ``scale`` [out_channels], of Sparse ``weight`` float32 alone, and, where they exist, ``bias``
+    [out_channels] and ``input_scale`` [], float32; it is packed again for the CPU that loads it. Stride, padding,
+    dilation and groups are the layer's own.
 
     Parameters
     ----------
@@ -351,16 +353,45 @@ def candidates(
         on_grid = grids.integers(weight, record)
         if on_grid is None:
             note = "the weight was changed since it was quantized, so that its Int8 grid no longer holds"
-    if format is not None and not isinstance(format, Int8):
+    if isinstance(format, Sparse) and (why := _not_sparse(weight, format)):
+        return [], why
+    if format is not None and not isinstance(format, (Int8, Sparse)):
         return [], f"{type(format).__name__} has no kernel for convolutions"
-    if format is None and on_grid is None:
-        return [], note or "not quantized to Int8"
-    scale = input_scale = None
-    if record is not None and on_grid is not None:
-        scale, input_scale = record.scale, record.input_scale
-    key = (id(layer.weight), id(layer.bias), form, on_grid is None, input_scale)
-    if key not in shared:
-        shared[key] = kernels.pack_conv(
-            weight if on_grid is None else on_grid, Int8(), bias, scale, input_scale, **form._asdict()
-        )
-    return [shared[key]], note
+    formats: list[Int8 | Sparse] = [] if format is None else [format]
+    if format is None and on_grid is not None:
+        formats.append(Int8())
+    if format is None and is_pruned(weight):
+        sparse = Sparse(kernels.find_block(weight.flatten(1)))
+        why = _not_sparse(weight, sparse)
+        note = joined(note, f"pruned, but {why}") if why else note
+        formats += [] if why else [sparse]
+    if not formats:
+        return [], note or "neither quantized to Int8 nor pruned"
+    found = []
+    for each in formats:
+        values, scale, input_scale = weight, None, None
+        if record is not None and on_grid is not None and isinstance(each, Int8):
+            values, scale, input_scale = on_grid, record.scale, record.input_scale
+        key = (id(layer.weight), id(layer.bias), form, each, scale is None, input_scale)
+        if key not in shared:
+            shared[key] = kernels.pack_conv(values, each, bias, scale, input_scale, **form._asdict())
+        found.append(shared[key])
+    return found, note
+
+
+def is_pruned(weight: Tensor) -> bool:
+    """Whether a weight is one that ``pack`` tries to keep sparse.
+
+    Examples
+    --------
+    >>> is_pruned(torch.eye(4))
+    True
+    """
+    return bool(torch.count_nonzero(weight) < PRUNED_DENSITY * weight.numel())
+
+
+def _not_sparse(weight: Tensor, format: Sparse) -> str:
+    """Return why no sparse kernel fits a weight of a convolution, or "" where one does."""
+    if has_int8_weights(format):
+        return "Sparse with Int8 values has no kernel for convolutions"
+    return "Sparse has no kernel for one channel a group" if weight.shape[1] == 1 else ""

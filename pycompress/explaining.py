@@ -62,7 +62,7 @@ def explain(model: nn.Module) -> Explanation:
     >>> packed = pack(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2, 4)), torch.zeros(1, 1, 3, 3))
     >>> for decision in explain(packed):
     ...     print(decision.name, decision.kind, decision.reason)
-    0 Conv2d not quantized to Int8
+    0 Conv2d neither quantized to Int8 nor pruned
     2 Linear neither quantized to Int8 nor pruned
     """
     recorded = decisions(model)

@@ -15,6 +15,7 @@ from . import kernels
 from .activations import fused_identity
 from .calls import copy_of
 from .convolutions import PackedConv2d
+from .formats import Int8
 from .fusing import Pair
 from .kernels.ops import Activation
 from .layers import LayerDecision
@@ -99,7 +100,7 @@ def channels_last(layer: PackedConv2d) -> PackedConv2d | None:
     True
     """
     p = layer.packed
-    if p.groups != 1 and (p.shape[1] != 1 or p.groups != p.out_channels):
+    if p.format != Int8() or (p.groups != 1 and (p.shape[1] != 1 or p.groups != p.out_channels)):
         return None
     geometry: Any = {"stride": p.stride, "padding": p.padding, "dilation": p.dilation, "groups": p.groups}
     weight = kernels.pack_conv(p.weight, p.format, p.bias, p.scale, p.input_scale, **geometry, channels_last=True)

@@ -12,7 +12,7 @@ from . import masks
 from .calls import copy_of
 from .chains import chain_
 from .choosing import fastest
-from .convolutions import PackedConv2d
+from .convolutions import CONVOLUTIONS, PackedConv2d, is_pruned
 from .encoders import Fused, fuse_activations_, leave_fused_path_, restore_, take_ordinary_path_
 from .folding import fold_, unfold_
 from .formats import Binary, Codebook, Format, Int4, Int8, Sparse, has_int8_weights
@@ -47,12 +47,12 @@ def pack(
     nn.Identity, so that no name changes. The attention and the linear layers of an nn.TransformerEncoderLayer are timed
     one by one; they stay packed where the model is faster with them than with that layer's fused path. There, and
     in an nn.TransformerDecoderLayer, the first linear layer computes the activation too. A batch normalization behind
-    a layer that gets Int8 weights becomes part of their scales, whatever stands between them in the code, as long as it
-    alone takes the layer's outputs. Int8 linear layers that follow each other in an nn.Sequential become one call where
-    that is measured to be faster than one by one; in a pruned model that may be dense Int8 where single layers are
-    faster sparse. Convolutions on a static Int8 grid hand each other int8 images whose
-    channels come last, also those that are not faster on their own, where the whole model is measured to be faster that
-    way; the numbers are the same.
+    a layer that gets Int8 weights becomes part of their scales, and behind a sparse convolution part of its weights,
+    whatever stands between them in the code, as long as it alone takes the layer's outputs. Int8 linear layers that
+    follow each other in an nn.Sequential become one call where that is measured to be faster than one by one; in a
+    pruned model that may be dense Int8 where single layers are faster sparse. Convolutions on a static Int8 grid hand
+    each other int8 images whose channels come last, also those that are not faster on their own, where the whole model
+    is measured to be faster that way; the numbers are the same.
     :func:`pycompress.explain` lists every decision and why; copies and pickles of the model keep them.
 
     Without a ``format`` a candidate keeps the layer's numbers as ``quantize_`` and ``prune_`` left them: Int8 with
@@ -100,7 +100,7 @@ def pack(
         raise TypeError(f"force must be a bool, got {type(force).__name__}")
     find_all(model)
     twin = masks.finalize_(copy_of(model)).eval().requires_grad_(False)
-    folds = fold_(twin, lambda: run(twin, example_inputs), lambda layer: _is_int8(layer, format))
+    folds = fold_(twin, lambda: run(twin, example_inputs), lambda layer: _takes_norm(layer, format))
     fused = leave_fused_path_(twin)
     layers = find_all(twin)
     obstacles = {layer: obstacle(layer) for layer in layers.values()}
@@ -133,7 +133,8 @@ def pack(
                 ((m, decision) for m in modules if isinstance(m, PackedLinear) and has_int8_weights(m.format)), None
             )
         told[layer] = decision
-        if modules and isinstance(modules[0], PackedConv2d) and (last := channels_last(modules[0])) is not None:
+        convolutions = [module for module in modules if isinstance(module, PackedConv2d)]
+        if last := next((last for module in convolutions if (last := channels_last(module)) is not None), None):
             lasts[layer] = last
         if chosen is None:
             set_decision(dense[0], decision)
@@ -173,8 +174,11 @@ def pack(
     return result
 
 
-def _is_int8(layer: nn.Module, format: Format | None) -> bool:
+def _takes_norm(layer: nn.Module, format: Format | None) -> bool:
+    """Whether a layer gets Int8 weights, or is a convolution that may stay sparse."""
     record = grid_of(layer)
+    if record is None and isinstance(layer, CONVOLUTIONS) and (format is None or isinstance(format, Sparse)):
+        return layer.weight.shape[1] > 1 and (format is not None or is_pruned(layer.weight))
     return has_int8_weights(format if record is None else record.format)
 
 

@@ -153,8 +153,9 @@ def _decode(data: memoryview, expected: tuple[int, ...] | None) -> Packed:
         end += arrays[name].nbytes
     if end != len(data):
         raise ValueError(f"there must be {end} bytes, got {len(data)}")
+    kinds = (formats.Int8,) if cell is not None else (formats.Int8, formats.Sparse)
     plain = geometry is None and cell is None
-    format = _format(header["format"], get_args(formats.Format) if plain else (formats.Int8,))
+    format = _format(header["format"], get_args(formats.Format) if plain else kinds)
     if cell is not None:
         return _recurrent(cell, format, arrays, header["input_scale"])
     if isinstance(format, formats.Sparse):

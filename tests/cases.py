@@ -213,10 +213,10 @@ def _by_reference(run: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, A
 def float_truth(problem: dict[str, Any]) -> np.ndarray:
     y = problem["x"].astype(np.float64) @ problem["weight"].astype(np.float64).T
     y = y if problem["bias"] is None else y + problem["bias"]
-    return _ACTIVATIONS[problem["activation"]](y)
+    return ACTIVATIONS[problem["activation"]](y)
 
 
-_ACTIVATIONS: dict[str | None, Callable[[np.ndarray], np.ndarray]] = {
+ACTIVATIONS: dict[str | None, Callable[[np.ndarray], np.ndarray]] = {
     None: lambda y: y,
     "relu": lambda y: np.maximum(y, 0),
     "gelu": lambda y: y * ndtr(y),
@@ -361,6 +361,13 @@ OPERATIONS = {
             cases_convolution.make_last,
             cases_convolution.run,
             _by_reference(cases_convolution.run),
+        ),
+        Operation(
+            "sparse_conv",
+            cases_convolution.make_sparse,
+            cases_convolution.run,
+            cases_convolution.sparse_truth,
+            cases_convolution.sparse_tolerance,
         ),
         Operation("int4_linear", cases_int4.weight_only, run_linear, cases_int4.truth, cases_int4.tolerance),
         Operation("int4_int8_linear", cases_int4.quantized, run_linear, _by_reference(run_linear)),

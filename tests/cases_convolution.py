@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pycompress import kernels
+from pycompress.formats import BLOCKS, Float32, Sparse
 
 GEOMETRY = ("stride", "padding", "dilation", "groups")
 WORK = 1_000_000  # multiply-adds of one problem, about: the reference takes them one by one
@@ -44,6 +45,60 @@ def make(rng: np.random.Generator, size: int, inputs: int, outputs: int) -> dict
     problem["input_scale"] = largest / 127 * float(rng.choice([0.5, 1.0, 3.0])) if rng.random() < 0.5 else None
     problem["activation"] = activation(rng)
     return problem | {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+
+def make_sparse(rng: np.random.Generator, size: int, inputs: int, outputs: int) -> dict[str, Any]:
+    """The same with a pruned weight: mostly its zeros come in blocks, which the edges cut, with zeros inside too."""
+    from cases import floats
+
+    problem = make(rng, size, inputs, outputs)
+    block = BLOCKS[Float32][rng.integers(len(BLOCKS[Float32]))]
+    shape = problem["weight"].shape
+    weight = floats(rng, shape[0], int(np.prod(shape[1:])), density=float(rng.choice([0.3, 0.8, 1])))
+    if rng.random() < 0.7:
+        kept = rng.random((-(-shape[0] // block[0]), -(-weight.shape[1] // block[1]))) < rng.choice([0.1, 0.3, 0.7])
+        weight = weight * np.kron(kept, np.ones(block, np.float32))[: shape[0], : weight.shape[1]].astype(np.float32)
+    return problem | {"weight": weight.reshape(shape), "scale": None, "input_scale": None, "format": Sparse(block)}
+
+
+def sparse_truth(problem: dict[str, Any]) -> np.ndarray:
+    """The convolution in float64."""
+    from cases import ACTIVATIONS
+
+    y = _float64(problem, problem["x"], problem["weight"])
+    if problem["bias"] is not None:
+        y = y + problem["bias"].reshape(-1, *[1] * (y.ndim - 2))
+    return ACTIVATIONS[problem["activation"]](y)
+
+
+def sparse_tolerance(problem: dict[str, Any], truth: np.ndarray) -> np.ndarray:
+    """2 * K * 2^-24 * sum |x * w|, for an activation at most 1.13 times as steep, and a rounding of its own."""
+    from cases import ULP
+
+    total = _float64(problem, np.abs(problem["x"]), np.abs(problem["weight"]))
+    if problem["bias"] is not None:
+        total = total + np.abs(problem["bias"]).reshape(-1, *[1] * (total.ndim - 2))
+    return 2.3 * problem["weight"][0].size * (ULP * total + 2.0**-149) + 2 * ULP * np.abs(truth) + 2.0**-149
+
+
+def _float64(problem: dict[str, Any], x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Convolve in float64, one weight of the kernel at a time."""
+    sides, groups = weight.ndim - 2, problem["groups"]
+    stride, dilation = ([1] * (2 - sides) + list(problem[name]) for name in ("stride", "dilation"))
+    pads = [(0, 0)] * (2 - sides) + list(problem["padding"])
+    x = x.reshape(*x.shape[:2], *[1] * (2 - sides), *x.shape[2:]).astype(np.float64)
+    x = np.pad(x, ((0, 0), (0, 0), *pads))
+    out, channels, rows, columns = (*weight.shape[:2], *[1] * (2 - sides), *weight.shape[2:])
+    w = weight.reshape(groups, out // groups, channels, rows, columns).astype(np.float64)
+    x = x.reshape(len(x), groups, channels, *x.shape[2:])
+    reach = [(k - 1) * d for k, d in zip((rows, columns), dilation, strict=True)]
+    size = [(n - r - 1) // s + 1 for n, r, s in zip(x.shape[3:], reach, stride, strict=True)]
+    y = np.zeros((len(x), groups, out // groups, *size))
+    for r in range(rows):
+        for c in range(columns):
+            taps = x[:, :, :, r * dilation[0] :: stride[0], c * dilation[1] :: stride[1]][..., : size[0], : size[1]]
+            y += np.einsum("ngchw,goc->ngohw", taps, w[..., r, c])
+    return y.reshape(len(x), out, *size[2 - sides :])
 
 
 def make_last(rng: np.random.Generator, size: int, inputs: int, outputs: int) -> dict[str, Any]:

@@ -92,10 +92,10 @@ def test_calibration_gives_static_convolutions():
 
 def test_without_a_format_a_plain_convolution_stays_dense():
     packed = pc.pack(network(), X)
-    assert [d.reason for d in pc.explain(packed)[:3]] == ["not quantized to Int8"] * 3
-    sparse = pc.pack(network(), X, pc.Sparse(), force=True)
-    assert pc.explain(sparse)[0].reason == "Sparse has no kernel for convolutions"
-    assert type(sparse[7]) is PackedLinear
+    assert [d.reason for d in pc.explain(packed)[:3]] == ["neither quantized to Int8 nor pruned"] * 3
+    four = pc.pack(network(), X, pc.Int4(), force=True)
+    assert pc.explain(four)[0].reason == "Int4 has no kernel for convolutions"
+    assert type(four[7]) is PackedLinear
 
 
 class Clock:

@@ -54,6 +54,7 @@ def run(*command):
 
 def kernel_sources():
     operations = ("int8_linear", "int8_rnn", "codebook_linear", "binary_linear", "sparse_linear", "bf16_linear")
+    operations += ("sparse_conv",)
     folders = ("csrc", *(f"csrc/{operation}" for operation in operations))
     return sorted(str(path) for folder in folders for path in ROOT.glob(f"{folder}/*.cpp"))
 
@@ -65,14 +66,15 @@ OPERATIONS = {
     "binary_levels": "binary_linear",
     "sparse_levels": "sparse_linear",
     "bf16_levels": "bf16_linear",
+    "sparse_conv_levels": "sparse_conv",
 }
 ENOUGH = {"int8_levels": 830, "rnn_levels": 290, "codebook_levels": 290, "binary_levels": 290}
-ENOUGH |= {"sparse_levels": 500, "bf16_levels": 500}
+ENOUGH |= {"sparse_levels": 500, "bf16_levels": 500, "sparse_conv_levels": 520}
 # Of the argument: problems for each number of rows, or in all.
 SCALE = {"int8_levels": 1, "rnn_levels": 23, "codebook_levels": 23, "binary_levels": 23}
-SCALE |= {"sparse_levels": 1, "bf16_levels": 1}
+SCALE |= {"sparse_levels": 1, "bf16_levels": 1, "sparse_conv_levels": 40}
 # Levels of Arm that run the version of neon.
-WITHOUT = dict.fromkeys(("binary_levels", "sparse_levels", "bf16_levels"), ("neondot", "i8mm"))
+WITHOUT = dict.fromkeys(("binary_levels", "sparse_levels", "bf16_levels", "sparse_conv_levels"), ("neondot", "i8mm"))
 
 
 @pytest.fixture(scope="module", params=OPERATIONS)

@@ -44,8 +44,9 @@ def large_problem(name, implementation):
         if name == "binary_linear":
             return problem | {"format": Binary("binary")}
         return problem | {"scale": None, "input_scale": None}
-    if name == "int8_conv":
-        return cases_convolution.make(rng, 0, 1, 1) | {
+    if name in ("int8_conv", "sparse_conv"):
+        problem = cases_convolution.make if name == "int8_conv" else cases_convolution.make_sparse
+        return problem(rng, 0, 1, 1) | {
             "x": rng.normal(size=(3, 40 // small, 40, 40)).astype(np.float32),
             "weight": rng.normal(size=(75 // small, 40 // small, 3, 3)).astype(np.float32),
             "scale": None,

@@ -1,9 +1,12 @@
-// Adapters of int8_conv.
+// Adapters of int8_conv and sparse_conv.
 #include <array>
 #include <memory>
+#include <vector>
 
 #include "../buffer.h"
 #include "../int8_conv/int8_conv.h"
+#include "../sparse_conv/sparse_conv.h"
+#include "../sparse_linear/pack.h"
 #include "bind.h"
 
 namespace pycompress {
@@ -13,6 +16,46 @@ namespace {
 using Pair = std::array<std::size_t, 2>;
 using Four = std::array<std::size_t, 4>;
 
+// What both kinds of weights hold: sizes of weight [outputs, channels / groups, height, width] and its geometry.
+template <class Weight>
+void set_sizes(Weight& to, const py::array& weight, Pair stride, Four padding, Pair dilation, std::size_t groups) {
+  to.outputs = static_cast<std::size_t>(weight.shape(0));
+  to.channels = static_cast<std::size_t>(weight.shape(1)) * groups;
+  to.groups = groups;
+  for (std::size_t i = 0; i < 2; ++i) {
+    to.kernel[i] = static_cast<std::size_t>(weight.shape(2 + static_cast<py::ssize_t>(i)));
+    to.stride[i] = stride[i];
+    to.dilation[i] = dilation[i];
+  }
+  std::copy(padding.begin(), padding.end(), to.padding);
+}
+
+// From and to addresses of contiguous fp32 images; `work` operations an image. A call that would run long is cut between
+// images.
+template <class Call, class Weight>
+void run_images(const Kernel<Call>& kernel, const Weight& weight, double work, std::uintptr_t x, std::uintptr_t y,
+                std::size_t images, std::size_t height, std::size_t width, std::size_t pixels, int activation,
+                int threads) {
+  const double share = (kernel.isa == Isa::scalar ? 2e7 : 5e8) * std::max(1, threads) / std::max(work, 1.0);
+  const std::size_t chunk = share >= static_cast<double>(images) ? images : std::max<std::size_t>(1, static_cast<std::size_t>(share));
+  for (std::size_t first = 0; first < images; first += chunk) {
+    {
+      py::gil_scoped_release release;
+      Call call{};
+      call.weight = &weight;
+      call.images = std::min(chunk, images - first);
+      call.height = height;
+      call.width = width;
+      call.threads = threads;
+      call.activation = activation;
+      call.x = reinterpret_cast<const float*>(x) + first * weight.channels * height * width;
+      call.y = reinterpret_cast<float*>(y) + first * weight.outputs * pixels;
+      kernel.run(call);
+    }
+    if (chunk < images && PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+}
+
 class ConvState {
  public:
   // weight [outputs, channels / groups, height, width]
@@ -21,15 +64,7 @@ class ConvState {
       : kernel_(find<int8_conv_call>(level)), packed_(0), scale_(scale.size()), bias_(scale.size()) {
     std::copy_n(scale.data(), scale.size(), scale_.data());
     if (bias) std::copy_n(bias->data(), bias->size(), bias_.data());
-    weight_.outputs = static_cast<std::size_t>(weight.shape(0));
-    weight_.channels = static_cast<std::size_t>(weight.shape(1)) * groups;
-    weight_.groups = groups;
-    for (std::size_t i = 0; i < 2; ++i) {
-      weight_.kernel[i] = static_cast<std::size_t>(weight.shape(2 + static_cast<py::ssize_t>(i)));
-      weight_.stride[i] = stride[i];
-      weight_.dilation[i] = dilation[i];
-    }
-    std::copy(padding.begin(), padding.end(), weight_.padding);
+    set_sizes(weight_, weight, stride, padding, dilation, groups);
     weight_.scale = scale_.data();
     weight_.bias = bias_.data();
     weight_.input_scale = input_scale.value_or(0.0f);
@@ -45,29 +80,11 @@ class ConvState {
     weight_.packed = packed_.data();
   }
 
-  // From and to addresses of contiguous fp32 images; a call that would run long is cut between images.
   void into(std::uintptr_t x, std::uintptr_t y, std::size_t images, std::size_t height, std::size_t width,
             std::size_t pixels, int activation, int threads) const {
     const double work = static_cast<double>(pixels * weight_.outputs) *
                         static_cast<double>(weight_.channels / weight_.groups * weight_.kernel[0] * weight_.kernel[1]);
-    const double share = (kernel_.isa == Isa::scalar ? 2e7 : 5e8) * std::max(1, threads) / std::max(work, 1.0);
-    const std::size_t chunk = share >= static_cast<double>(images) ? images : std::max<std::size_t>(1, static_cast<std::size_t>(share));
-    for (std::size_t first = 0; first < images; first += chunk) {
-      {
-        py::gil_scoped_release release;
-        int8_conv_call call{};
-        call.weight = &weight_;
-        call.images = std::min(chunk, images - first);
-        call.height = height;
-        call.width = width;
-        call.threads = threads;
-        call.activation = activation;
-        call.x = reinterpret_cast<const float*>(x) + first * weight_.channels * height * width;
-        call.y = reinterpret_cast<float*>(y) + first * weight_.outputs * pixels;
-        kernel_.run(call);
-      }
-      if (chunk < images && PyErr_CheckSignals() != 0) throw py::error_already_set();
-    }
+    run_images(kernel_, weight_, work, x, y, images, height, width, pixels, activation, threads);
   }
 
   std::size_t outputs() const { return weight_.outputs; }
@@ -87,6 +104,58 @@ std::unique_ptr<ConvState> pack_conv(const Bytes& weight, const Floats& scale, c
   return std::make_unique<ConvState>(weight, scale, bias, input_scale, stride, padding, dilation, groups, parse(isa));
 }
 
+// A pruned convolution: a sparse weight [outputs / groups, channels / groups * kernel] for each group.
+class SparseConvState {
+ public:
+  SparseConvState(const Floats& weight, const std::optional<Floats>& bias, std::size_t height, Pair stride,
+                  Four padding, Pair dilation, std::size_t groups, Isa level)
+      : kernel_(find<sparse_conv_call>(level)) {
+    set_sizes(weight_, weight, stride, padding, dilation, groups);
+    const std::size_t out = weight_.outputs / groups, in = inputs();
+    for (std::size_t g = 0; g < groups; ++g) {
+      packed_.push_back(std::make_unique<SparsePacked>(weight.data() + g * out * in,
+                                                       bias ? bias->data() + g * out : nullptr, out, in, height));
+      weights_.push_back(&packed_.back()->weight());
+      stored_ += weights_.back()->stored;
+      bytes_ += packed_.back()->bytes();
+    }
+    weight_.weights = weights_.data();
+  }
+
+  void into(std::uintptr_t x, std::uintptr_t y, std::size_t images, std::size_t height, std::size_t width,
+            std::size_t pixels, int activation, int threads) const {
+    const double work = static_cast<double>(pixels) * (static_cast<double>(stored_) * 8 + static_cast<double>(outputs()));
+    run_images(kernel_, weight_, work, x, y, images, height, width, pixels, activation, threads);
+  }
+
+  Floats unpack() const {  // [outputs, channels / groups * kernel]
+    Floats result({weight_.outputs, inputs()});
+    for (std::size_t g = 0; g < packed_.size(); ++g) {
+      packed_[g]->unpack(result.mutable_data() + g * weight_.outputs / weight_.groups * inputs());
+    }
+    return result;
+  }
+
+  std::size_t outputs() const { return weight_.outputs; }
+  std::string level() const { return isa_name(kernel_.isa); }
+  std::size_t nbytes() const { return bytes_; }
+
+ private:
+  std::size_t inputs() const { return weight_.channels / weight_.groups * weight_.kernel[0] * weight_.kernel[1]; }
+
+  Kernel<sparse_conv_call> kernel_;
+  std::vector<std::unique_ptr<SparsePacked>> packed_;
+  std::vector<const sparse_weight*> weights_;
+  std::size_t stored_ = 0, bytes_ = 0;
+  sparse_conv_weight weight_{};
+};
+
+std::unique_ptr<SparseConvState> pack_sparse_conv(const Floats& weight, const std::optional<Floats>& bias,
+                                                  std::size_t height, Pair stride, Four padding, Pair dilation,
+                                                  std::size_t groups, const std::string& isa) {
+  return std::make_unique<SparseConvState>(weight, bias, height, stride, padding, dilation, groups, parse(isa));
+}
+
 }  // namespace
 
 void bind_convolution(py::module_& m) {
@@ -96,6 +165,13 @@ void bind_convolution(py::module_& m) {
       .def_property_readonly("level", &ConvState::level)
       .def_property_readonly("nbytes", &ConvState::nbytes);
   m.def("pack_conv", &pack_conv);
+  py::class_<SparseConvState>(m, "SparseConvState")
+      .def("into", &SparseConvState::into)
+      .def("unpack", &SparseConvState::unpack)
+      .def_property_readonly("outputs", &SparseConvState::outputs)
+      .def_property_readonly("level", &SparseConvState::level)
+      .def_property_readonly("nbytes", &SparseConvState::nbytes);
+  m.def("pack_sparse_conv", &pack_sparse_conv);
 }
 
 }  // namespace pycompress

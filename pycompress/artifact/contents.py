@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import NamedTuple
 
-from ..formats import Codebook, Int4, Int8, code_bits, has_bfloat16_weights, has_int8_activations, has_int8_weights
+from ..formats import (
+    Codebook,
+    Int4,
+    Int8,
+    Sparse,
+    code_bits,
+    has_bfloat16_weights,
+    has_int8_activations,
+    has_int8_weights,
+)
 from . import attention, coding, embeddings, recurrent
 from .container import ArtifactError, Entry, Header, digest_fits, read_header
 from .durable import check_path, read_file
@@ -142,11 +151,13 @@ def _check_packed(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> 
 
 
 def _check_convolution(name: str, layer: LayerRecord, weight: Stored | None, sides: int) -> None:
-    if layer.packed is None or not isinstance(layer.packed.format, Int8):
-        raise ArtifactError(f"packed convolution {name!r:.99} must be Int8")
-    if weight is None or len(weight.shape) != sides + 2 or weight.dtype != "I8" or 0 in weight.shape:
+    format = None if layer.packed is None else layer.packed.format
+    if format != Int8() and not (isinstance(format, Sparse) and not has_int8_weights(format)):
+        raise ArtifactError(f"packed convolution {name!r:.99} must be Int8, or Sparse with Float32 values")
+    dtype = "I8" if has_int8_weights(format) else "F32"
+    if weight is None or len(weight.shape) != sides + 2 or weight.dtype != dtype or 0 in weight.shape:
         raise ArtifactError(
-            f"packed convolution {name!r:.99} must have a weight I8 of {sides + 2} dimensions, not empty"
+            f"packed convolution {name!r:.99} must have a weight {dtype} of {sides + 2} dimensions, not empty"
         )
     if weight.shape[0] % layer.groups:
         raise ArtifactError(f"packed convolution {name!r:.99} must have groups that divide {weight.shape[0]} outputs")

@@ -17,7 +17,7 @@ from ..chains import chained
 from ..changes import change_numbers_
 from ..convolutions import PackedConv1d, PackedConv2d
 from ..encoders import take_ordinary_path_
-from ..formats import Int4, Int8
+from ..formats import Int4, Int8, Sparse
 from ..grids import GridRecord
 from ..heads import keep_plain_
 from ..layers import PackedLayer, PackedLinear, decisions, set_decision
@@ -169,7 +169,7 @@ def _pack(path: str, layer: LayerRecord, tensors: dict[str, Tensor | None]) -> P
         if conv is None:
             sides = {name: tensors[name] for name in ("zero_point", "multiplier")}
             return kernels.pack(weight, format, bias, scale, input_scale, **sides)
-        assert isinstance(format, Int8)  # read_contents checked it
+        assert isinstance(format, (Int8, Sparse))  # read_contents checked it
         geometry: Any = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
         geometry |= {"groups": layer.groups, "channels_last": conv.channels_last}
         return kernels.pack_conv(weight, format, bias, scale, input_scale, **geometry)

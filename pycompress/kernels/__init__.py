@@ -24,7 +24,8 @@ from .backends import (
     use_isa,
 )
 from .blocks import find_block
-from .convolution import PackedConv, conv, pack_conv
+from .convolution import PackedConv, pack_conv
+from .convolving import conv
 from .ops import int8_matmul, linear, linear_chain
 from .packed import PackedWeight, pack
 from .recurrent import PackedRecurrent, gru, lstm, pack_gru, pack_lstm

@@ -157,6 +157,33 @@ def int8_conv(x: Float, state: _native.ConvState, height: int, width: int, activ
     return y
 
 
+def pack_sparse_conv(
+    weight: Float,
+    bias: Float | None,
+    height: int,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> _native.SparseConvState:
+    """Lay a pruned weight [out, in / groups, height, width] out as :func:`pack_sparse` does, group by group."""
+    return _native.pack_sparse_conv(weight, bias, height, stride, padding, dilation, groups, backends.isa_name())
+
+
+def unpack_sparse_conv(state: _native.SparseConvState) -> Float:
+    """Return the dense weight [out, in / groups * kernel]."""
+    return state.unpack()
+
+
+def sparse_conv(
+    x: Float, state: _native.SparseConvState, height: int, width: int, activation: int, threads: int
+) -> Float:
+    """Convolve images [images, channels, height, width] with a sparse weight; sizes are those of the output."""
+    y = np.empty((x.shape[0], state.outputs, height, width), np.float32)
+    state.into(x.ctypes.data, y.ctypes.data, x.shape[0], x.shape[2], x.shape[3], height * width, activation, threads)
+    return y
+
+
 def pack_conv_last(
     weight: NDArray[np.int8],
     scale: Float,

@@ -301,10 +301,7 @@ def pack(
         state = module.pack_codebook(coded, bias_array, input_scale)
         nonzeros = coded.nonzeros()
     else:
-        if scale_array is not None:
-            integers, _ = integers_of(array, scale_array)
-            array = integers.astype(np.float32) * scale_array[:, None]
-        array = np.where(np.abs(array) < np.finfo(np.float32).tiny, np.float32(0), array)  # denormals are slow
+        array = stored_floats(array, scale_array)
         if has_bfloat16_weights(format):
             largest, array = np.abs(array).max(initial=0), to_bfloat16(array)
             if not np.isfinite(array).all():
@@ -312,7 +309,7 @@ def pack(
             state = module.pack_bf16(array, bias_array)
         else:
             height = format.block[0] if isinstance(format, Sparse) else 1
-            state = module.pack_sparse(np.ascontiguousarray(array), bias_array, height)
+            state = module.pack_sparse(array, bias_array, height)
         nonzeros = int(np.count_nonzero(array))
     sides = (None, None) if parts is None else (parts.zero_point, parts.multiplier)
     for field in (bias_array, scale_array, *sides):
@@ -350,6 +347,13 @@ def integers_of(
     if weight.dtype == np.int8:
         return weight, scale
     return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
+
+
+def stored_floats(weight: NDArray[Any], scale: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Return the values [out, in] of a sparse weight: with a scale those of its integers; denormals, slow, as zeros."""
+    if scale is not None:
+        weight = integers_of(weight, scale)[0].astype(np.float32) * scale[:, None]
+    return np.ascontiguousarray(np.where(np.abs(weight) < np.finfo(np.float32).tiny, np.float32(0), weight))
 
 
 def checked_bias(bias: ArrayLike | None, name: str, size: int) -> NDArray[np.float32] | None:

@@ -155,7 +155,8 @@ def packed_operations(module: nn.Module, args: tuple[Any, ...], output: Any) -> 
         return _rows(args[0]) * per_row
     if isinstance(module, (PackedConv1d, PackedConv2d)):
         values = output.integers if isinstance(output, Int8Images) else output
-        return int(values.numel()) * math.prod(module.packed.shape[1:])
+        each = math.prod(module.packed.shape[1:])
+        return round(int(values.numel()) * each * (module.packed.density if isinstance(module.format, Sparse) else 1))
     if isinstance(module, PackedRecurrentLayer):
         return _rows(args[0]) * sum(map(_per_step, module.packed))
     if isinstance(module, PackedCell):

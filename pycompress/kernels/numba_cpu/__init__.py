@@ -12,7 +12,15 @@ slices): Numba tests other indices for being negative, and such a loop is not ve
 from .bf16 import bf16_linear, pack_bf16, unpack_bf16
 from .binary import binary_linear, pack_binary, unpack_binary
 from .codebook import codebook_linear, pack_codebook, unpack_codebook
-from .convolution import int8_conv, int8_conv_last, pack_conv, pack_conv_last
+from .convolution import (
+    int8_conv,
+    int8_conv_last,
+    pack_conv,
+    pack_conv_last,
+    pack_sparse_conv,
+    sparse_conv,
+    unpack_sparse_conv,
+)
 from .int4 import int4_linear, pack_int4, unpack_int4
 from .matmul import (
     int8_linear,
@@ -54,7 +62,9 @@ __all__ = [
     "pack_int8",
     "pack_recurrent",
     "pack_sparse",
+    "pack_sparse_conv",
     "quantize",
+    "sparse_conv",
     "sparse_linear",
     "spmm",
     "unpack_bf16",
@@ -65,4 +75,5 @@ __all__ = [
     "unpack_int8",
     "unpack_recurrent",
     "unpack_sparse",
+    "unpack_sparse_conv",
 ]

@@ -1,4 +1,4 @@
-"""Convolutions of int8, exactly: a row of output pixels at a time, so that the loops run along the rows of images."""
+"""Convolutions of int8, exactly, and sparse in fp32: a row of output pixels at a time, so that loops run along rows."""
 
 # mypy: disable-error-code="no-untyped-def"
 # (Numba infers the types of the kernels.)
@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from .. import reference
-from ..reference import ConvState, Float, Int8Array
+from ..reference import ConvState, Float, Int8Array, SparseConvState
 from ..reference.convolution import Pair, nan_images, on_channels_last
 from ..threads import run
 from .activations import activate
 from .compiling import as_input, kernel
-from .matmul import _PART, _quantize_rows
+from .matmul import _PART, _quantize_rows, pack_sparse
 
 
 def pack_conv(
@@ -88,3 +89,45 @@ def int8_conv(x: Float | Int8Array, state: ConvState, height: int, width: int, a
 
 pack_conv_last = pack_conv
 int8_conv_last = on_channels_last(int8_conv)
+
+
+pack_sparse_conv = partial(reference.pack_sparse_conv, pack=pack_sparse)
+unpack_sparse_conv = reference.unpack_sparse_conv
+
+
+@kernel
+def _sparse_rows(padded, kernel, starts, columns, values, bias, stride, dilation, group, activation, y, first, last):
+    """Rows of outputs of one group: outputs [group * out, ...) of y, sums in ascending order of weights."""
+    outputs, height, width = bias.size, y.shape[2], y.shape[3]
+    channels = padded.shape[1] // (y.shape[1] // outputs)
+    taps = np.uint32(kernel[0] * kernel[1])
+    total = np.empty(width, np.float32)
+    for item in range(first, last):
+        n, o, r = item // (outputs * height), item // height % outputs, item % height
+        total[:] = 0
+        for j in range(starts[o], starts[o + 1]):
+            channel, tap = np.int64(columns[j] // taps), np.int64(columns[j] % taps)
+            source = padded[n, group * channels + channel, r * stride[0] + tap // kernel[1] * dilation[0]]
+            line = source[tap % kernel[1] * dilation[1] :]
+            w = values[j]
+            if stride[1] == 1:
+                for k in range(width):
+                    total[k] += w * line[k]
+            else:
+                for k in range(width):
+                    total[k] += w * line[k * stride[1]]
+        for k in range(width):
+            value = total[k] + bias[o]
+            y[n, group * outputs + o, r, k] = activate(value, activation)
+
+
+def sparse_conv(x: Float, state: SparseConvState, height: int, width: int, activation: int, threads: int) -> Float:
+    """``y = conv(x, w) + bias`` over the stored weights only, in fp32; height and width are those of the output."""
+    padded = as_input(np.ascontiguousarray(state.pad(x)))
+    outputs = state.weights[0].shape[0]
+    y = np.empty((len(x), state.groups * outputs, height, width), np.float32)
+    for group, w in enumerate(state.weights):
+        arguments = (padded, state.kernel, w.starts, w.columns, w.values, w.bias, state.stride, state.dilation, group)
+        row_ns = 50 + width * w.values.size / outputs / 4
+        run(_sparse_rows, len(x) * outputs * height, row_ns, threads, *arguments, activation, y)
+    return y

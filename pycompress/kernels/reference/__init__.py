@@ -7,7 +7,17 @@ bit. The names are those of `numba_cpu` and `native`; `ops.py` checks arguments 
 from .bf16 import Bf16State, bf16_linear, pack_bf16, to_bfloat16, unpack_bf16
 from .binary import BinaryState, binary_linear, pack_binary, unpack_binary
 from .codebook import CodebookParts, CodebookState, codebook_linear, pack_codebook, unpack_codebook
-from .convolution import ConvState, int8_conv, int8_conv_last, pack_conv, pack_conv_last
+from .convolution import (
+    ConvState,
+    SparseConvState,
+    int8_conv,
+    int8_conv_last,
+    pack_conv,
+    pack_conv_last,
+    pack_sparse_conv,
+    sparse_conv,
+    unpack_sparse_conv,
+)
 from .int4 import Int4Parts, Int4State, int4_linear, pack_int4, unpack_int4
 from .matmul import (
     DTYPES,
@@ -52,6 +62,7 @@ __all__ = [
     "Narrow",
     "Output",
     "RecurrentState",
+    "SparseConvState",
     "SparseState",
     "Starts",
     "above",
@@ -80,8 +91,10 @@ __all__ = [
     "pack_int8",
     "pack_recurrent",
     "pack_sparse",
+    "pack_sparse_conv",
     "quantize",
     "quantize_rows",
+    "sparse_conv",
     "sparse_linear",
     "spmm",
     "to_bfloat16",
@@ -93,4 +106,5 @@ __all__ = [
     "unpack_int8",
     "unpack_recurrent",
     "unpack_sparse",
+    "unpack_sparse_conv",
 ]

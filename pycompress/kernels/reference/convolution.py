@@ -1,4 +1,4 @@
-"""Convolutions in int64, rounded at the end."""
+"""Convolutions in int64 and float64, rounded at the end."""
 
 from __future__ import annotations
 
@@ -10,39 +10,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .activations import activate
-from .matmul import Float, Int8Array, as_output, quantize_rows
+from .matmul import Float, Int8Array, SparseState, as_output, pack_sparse, quantize_rows, sparse_linear, unpack_sparse
 
 Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class ConvState:
-    """An int8 convolution as this backend keeps it; sizes are (height, width)."""
+class Window:
+    """Where the weights of a kernel lie on an image; sizes are (height, width)."""
+
+    stride: Pair
+    padding: tuple[int, int, int, int]  # top, bottom, left, right
+    dilation: Pair
+    groups: int
+
+    def pad(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Put zeros around images [images, channels, height, width]."""
+        top, bottom, left, right = self.padding
+        return np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right))) if any(self.padding) else x
+
+    def tap(self, padded: NDArray[Any], row: int, column: int, height: int, width: int) -> NDArray[Any]:
+        """What one weight of the kernel meets: [images, channels, out height, out width]."""
+        top, left = row * self.dilation[0], column * self.dilation[1]
+        down, right = self.stride
+        return padded[:, :, top : top + (height - 1) * down + 1 : down, left : left + (width - 1) * right + 1 : right]
+
+
+@dataclass(frozen=True)
+class ConvState(Window):
+    """An int8 convolution as this backend keeps it."""
 
     weight: Int8Array  # [out, in / groups, kernel height, kernel width]
     scale: Float  # [out]
     bias: Float  # [out]
     input_scale: float | None
-    stride: Pair
-    padding: tuple[int, int, int, int]  # top, bottom, left, right
-    dilation: Pair
-    groups: int
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
         return self.weight.nbytes + self.scale.nbytes + self.bias.nbytes
 
-    def pad(self, q: NDArray[np.int16]) -> NDArray[np.int16]:
-        """Put zeros around images [images, channels, height, width]."""
-        top, bottom, left, right = self.padding
-        return np.pad(q, ((0, 0), (0, 0), (top, bottom), (left, right))) if any(self.padding) else q
 
-    def tap(self, padded: NDArray[np.int16], row: int, column: int, height: int, width: int) -> NDArray[np.int16]:
-        """What one weight of the kernel meets: [images, channels, out height, out width]."""
-        top, left = row * self.dilation[0], column * self.dilation[1]
-        down, right = self.stride
-        return padded[:, :, top : top + (height - 1) * down + 1 : down, left : left + (width - 1) * right + 1 : right]
+@dataclass(frozen=True)
+class SparseConvState(Window):
+    """A sparse fp32 convolution as this backend keeps it: compressed rows [out / groups, in / groups * kernel]."""
+
+    kernel: Pair
+    weights: tuple[SparseState, ...]  # one for each group
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(weight.nbytes for weight in self.weights)
 
 
 def pack_conv(
@@ -57,7 +76,7 @@ def pack_conv(
 ) -> ConvState:
     """Keep the integers as they are."""
     kept = np.zeros_like(scale) if bias is None else bias.copy()
-    return ConvState(weight.copy(), scale.copy(), kept, input_scale, stride, padding, dilation, groups)
+    return ConvState(stride, padding, dilation, groups, weight.copy(), scale.copy(), kept, input_scale)
 
 
 NAN_BYTE = -128
@@ -126,3 +145,42 @@ def int8_conv(x: Float | Int8Array, state: ConvState, height: int, width: int, a
 
 pack_conv_last = pack_conv
 int8_conv_last = on_channels_last(int8_conv)
+
+
+def pack_sparse_conv(
+    weight: Float,
+    bias: Float | None,
+    height: int,
+    stride: Pair,
+    padding: tuple[int, int, int, int],
+    dilation: Pair,
+    groups: int,
+    pack: Callable[[Float, Float | None, int], SparseState] = pack_sparse,
+) -> SparseConvState:
+    """Compress the rows of weight [out, in / groups, kernel height, kernel width], group by group."""
+    out = len(weight) // groups
+    rows = weight.reshape(len(weight), weight[0].size)
+    parts = [slice(g * out, (g + 1) * out) for g in range(groups)]
+    weights = tuple(pack(rows[part], None if bias is None else bias[part], height) for part in parts)
+    return SparseConvState(stride, padding, dilation, groups, (weight.shape[2], weight.shape[3]), weights)
+
+
+def unpack_sparse_conv(state: SparseConvState) -> Float:
+    """Return the dense weight [out, in / groups * kernel]."""
+    return np.concatenate([unpack_sparse(weight) for weight in state.weights])
+
+
+def sparse_conv(x: Float, state: SparseConvState, height: int, width: int, activation: int, threads: int) -> Float:
+    """``y = conv(x, w) + bias`` over the stored weights only, in float64; height and width are those of the output."""
+    padded = state.pad(x)
+    taps = [state.tap(padded, r, c, height, width) for r in range(state.kernel[0]) for c in range(state.kernel[1])]
+    columns = np.stack(taps, axis=2)  # [images, channels, taps, height, width]
+    images, channels, pixels = len(x), x.shape[1] // state.groups, height * width
+    found = []
+    for g, weight in enumerate(state.weights):
+        part = columns[:, g * channels : (g + 1) * channels].reshape(images, weight.shape[1], pixels)
+        rows = part.transpose(0, 2, 1).reshape(images * pixels, weight.shape[1])
+        y = sparse_linear(rows, weight, activation, threads)
+        found.append(y.reshape(images, pixels, weight.shape[0]).transpose(0, 2, 1))
+    together = np.ascontiguousarray(np.concatenate(found, axis=1))
+    return together.reshape(images, together.shape[1], height, width)
