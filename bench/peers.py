@@ -3,12 +3,13 @@
 Every row of the table is one problem: what we take, what each peer takes (medians in microseconds), and the paired
 ratio to beat with its 95 % interval: baseline / ours. The baseline is the fastest eligible peer of that very row, the
 one with the lowest median. Eligible are the int8 peers for int8_linear and ffn, the int4 ones for int4_linear, torch
-fp32 and our own Int8 and Int4 for small_linear, torch's dynamic int8 for rnn, torch fp32 for int8_conv and
-sparse_linear, our own unstructured format for sparse_blocks (batches of 128 on; the goal is 1.3), torch and SciPy CSR
-for spmm (rows are columns of the dense matrix there), for scoring one read of the data, torch or torch.kthvalue, each
-with a goal of its own (1/1.5, 1/1.3, 1/2.5, 40); the others stand in the table. limit_share is what the limits measured
-in the same run would allow (multiplications, or bytes read from where the weights lie), over what we take. Exit code 1:
-some ratio is below its goal. Exit code 2: wrong arguments, or a contestant failed.
+fp32 and our own Int8 and Int4 for small_linear, torch's dynamic int8 for rnn, torch fp32 for int8_conv, sparse_linear
+and sparse_conv (there for int8 values our own dense int8), our own unstructured format for sparse_blocks (batches of
+128 on; the goal is 1.3), torch and SciPy CSR for spmm (rows are columns of the dense matrix there), for scoring one
+read of the data, torch or torch.kthvalue, each with a goal of its own (1/1.5, 1/1.3, 1/2.5, 40); the others stand in
+the table. limit_share is what the limits measured in the same run would allow (multiplications, or bytes read from
+where the weights lie), over what we take. Exit code 1: some ratio is below its goal. Exit code 2: wrong arguments, or a
+contestant failed.
 
 Each number of threads is measured in a process of its own. Peers that are not installed are left out. With --level the
 peers are limited too, in that process, as far as their libraries can be: ONNX Runtime and OpenVINO cannot, so that
@@ -37,6 +38,7 @@ import recurrent
 import scoring
 import small
 import sparse
+import sparse_convs
 import sparse_int8
 import torch
 from contestants import Point
@@ -49,7 +51,7 @@ from pycompress.progress import track
 
 INTEGER = ("int8_linear", "int4_linear", "small_linear", "int8_conv", "rnn", "ffn")
 GOAL = dict.fromkeys(INTEGER, 1.0) | {"sparse_linear": 1.0, "sparse_int8": 1.0, "sparse_blocks": 1.3}
-GOAL |= {"spmm": 1.0, "scoring": 1.0}
+GOAL |= {"sparse_conv": 1.0, "spmm": 1.0, "scoring": 1.0}
 # The others have one copy of their weights.
 LINEAR = ("int8_linear", "int4_linear", "small_linear", "sparse_linear", "sparse_int8", "sparse_blocks")
 ALIASES = {"kth_magnitude": "scoring"}
@@ -86,6 +88,8 @@ def _points(op: str, arguments: argparse.Namespace, threads: int) -> list[Callab
     if op == "sparse_int8":
         shapes, rows = sparse_int8.CORNERS if quick else (sparse_int8.SHAPES, sparse_int8.ROWS)
         return list(sparse_int8.points(arguments.shapes or shapes, arguments.rows or rows, threads, quick))
+    if op == "sparse_conv":
+        return list(sparse_convs.points(arguments.rows or sparse_convs.BATCHES, quick))
     if op == "int8_conv":
         return list(convolutions.points(arguments.rows or convolutions.BATCHES, threads, quick))
     if op.startswith("sparse"):

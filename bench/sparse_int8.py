@@ -42,7 +42,8 @@ def points(
                     yield partial(_point, shape, block, sparsity, count, threads)
 
 
-def _weight(shape: tuple[int, int], block: tuple[int, int], sparsity: float) -> Tensor:
+def pruned_weight(shape: tuple[int, int], block: tuple[int, int], sparsity: float) -> Tensor:
+    """Make a weight of which that share of the blocks is zero."""
     rng = np.random.default_rng(sum(shape))
     kept = rng.random((-(-shape[0] // block[0]), -(-shape[1] // block[1]))) >= sparsity
     mask = np.kron(kept, np.ones(block, bool))[: shape[0], : shape[1]]
@@ -54,7 +55,7 @@ def _weight(shape: tuple[int, int], block: tuple[int, int], sparsity: float) -> 
 def _contestants(
     shape: tuple[int, int], block: tuple[int, int], sparsity: float, threads: int
 ) -> tuple[Tensor, Tensor, kernels.PackedWeight, dict[str, Contestant]]:
-    weight = _weight(shape, block, sparsity)
+    weight = pruned_weight(shape, block, sparsity)
     bias = torch.randn(shape[0], generator=torch.Generator().manual_seed(1))
     packed = kernels.pack(weight, Sparse(block, Int8()), bias)
 

@@ -194,6 +194,7 @@ def pack_conv(
     padding: tuple[int, int, int, int],
     dilation: tuple[int, int],
     groups: int,
+    strip: int,
     isa: str,
 ) -> ConvState: ...
 def pack_sparse_conv(

@@ -12,7 +12,8 @@ from . import masks
 from .calls import copy_of
 from .chains import chain_
 from .choosing import fastest
-from .convolutions import CONVOLUTIONS, PackedConv2d, is_pruned
+from .conv_formats import is_pruned
+from .convolutions import CONVOLUTIONS, PackedConv2d
 from .encoders import Fused, fuse_activations_, leave_fused_path_, restore_, take_ordinary_path_
 from .folding import fold_, unfold_
 from .formats import Binary, Codebook, Format, Int4, Int8, Sparse, has_int8_weights

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import attention, cells, convolutions, embeddings, linears, recurrent
+from . import attention, cells, conv_formats, convolutions, embeddings, linears, recurrent
 from .attention import PackedMultiheadAttention
 from .cells import CELLS, PackedCell
 from .convolutions import CONVOLUTIONS, PackedConv1d, PackedConv2d
@@ -88,7 +88,7 @@ def substitutes_for(
     form = convolutions.geometry(layer, entry.inputs)
     if isinstance(form, str):
         return [], form
-    packed, note = convolutions.candidates(layer, form, format, records.get(id(layer.weight)), shared)
+    packed, note = conv_formats.candidates(layer, form, format, records.get(id(layer.weight)), shared)
     if isinstance(layer, nn.Conv1d):
         return [PackedConv1d(weight, activation).eval() for weight in packed], note
     return [PackedConv2d(weight, activation, dtype=layer.weight.dtype).eval() for weight in packed], note

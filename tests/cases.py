@@ -363,6 +363,12 @@ OPERATIONS = {
             _by_reference(cases_convolution.run),
         ),
         Operation(
+            "sparse_int8_conv",
+            cases_convolution.make_sparse_int8,
+            cases_convolution.run,
+            _by_reference(cases_convolution.run_dense),
+        ),
+        Operation(
             "sparse_conv",
             cases_convolution.make_sparse,
             cases_convolution.run,

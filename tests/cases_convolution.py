@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pycompress import kernels
-from pycompress.formats import BLOCKS, Float32, Sparse
+from pycompress.formats import BLOCKS, Float32, Int8, Sparse
 
 GEOMETRY = ("stride", "padding", "dilation", "groups")
 WORK = 1_000_000  # multiply-adds of one problem, about: the reference takes them one by one
@@ -59,6 +59,26 @@ def make_sparse(rng: np.random.Generator, size: int, inputs: int, outputs: int) 
         kept = rng.random((-(-shape[0] // block[0]), -(-weight.shape[1] // block[1]))) < rng.choice([0.1, 0.3, 0.7])
         weight = weight * np.kron(kept, np.ones(block, np.float32))[: shape[0], : weight.shape[1]].astype(np.float32)
     return problem | {"weight": weight.reshape(shape), "scale": None, "input_scale": None, "format": Sparse(block)}
+
+
+def make_sparse_int8(rng: np.random.Generator, size: int, inputs: int, outputs: int) -> dict[str, Any]:
+    """An int8 convolution of which blocks, or words of four channels, are zero, with zeros inside too."""
+    problem = make(rng, size, inputs, outputs)
+    block = BLOCKS[Int8][rng.integers(len(BLOCKS[Int8]))]
+    weight = problem["weight"]
+    out, channels = weight.shape[:2]
+    words = np.repeat(rng.random((out, -(-channels // 4), *weight.shape[2:])) < rng.choice([0.05, 0.3, 0.8]), 4, axis=1)
+    kept = rng.random((-(-out // block[0]), -(-weight[0].size // block[1]))) < rng.choice([0.1, 0.3, 0.7])
+    blocks = np.kron(kept, np.ones(block, bool))[:out, : weight[0].size].reshape(weight.shape)
+    mask = (rng.random(weight.shape) < rng.choice([0.2, 0.9, 1])) & (
+        words[:, :channels] if rng.random() < 0.5 else blocks
+    )
+    return problem | {"weight": (weight * mask).astype(weight.dtype), "format": Sparse(block, Int8())}
+
+
+def run_dense(problem: dict[str, Any]) -> Any:
+    """What the format Int8 gives with the same integers."""
+    return run(problem | {"format": Int8()})
 
 
 def sparse_truth(problem: dict[str, Any]) -> np.ndarray:

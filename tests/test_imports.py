@@ -21,7 +21,7 @@ ROWS = [
     "validation prune quantize structure distill packing dynamic rescaling",
     "images substitutes calibration rounding",
     "artifact training scores fusing explaining choosing",
-    "cells heads",
+    "cells heads conv_formats",
     "recurrent convolutions chains folding embeddings attention encoders sizes",
     "layers linears recording observers",
     "breakeven",

@@ -108,8 +108,8 @@ def test_wrong_arguments():
     weight = integers(4, 2, 3, 3)
     with pytest.raises(TypeError, match=r"^format must be Int8\(\) or Sparse\(\), got"):
         kernels.pack_conv(weight, pc.Int4())
-    with pytest.raises(ValueError, match=r"^format must be Int8\(\) or Sparse\(\) with Float32\(\) values"):
-        kernels.pack_conv(weight, Sparse(values=Int8()))
+    with pytest.raises(ValueError, match=r"^channels_last must be False"):
+        kernels.pack_conv(weight, Sparse(values=Int8()), channels_last=True)
     with pytest.raises(ValueError, match=r"^input_scale must be None"):
         kernels.pack_conv(weight, Sparse(), input_scale=1.0)
     with pytest.raises(ValueError, match=r"^channels_last must be False"):
@@ -188,8 +188,47 @@ def test_a_pruned_quantized_convolution_is_tried_in_both_formats(monkeypatch):
     nn.init.zeros_(model[0].weight[1:])
     pc.quantize_(model, Int8(), (X, torch.zeros(2)))
     packed = pc.pack(model, X, _clock=Clock(monkeypatch, 2.0))
-    assert pc.explain(packed)[0].reason == "Int8 and Sparse not faster"
+    assert pc.explain(packed)[0].reason == "Int8 and Sparse and Sparse not faster"
     assert pc.pack(model, X, force=True)[0].format == Int8()
+
+
+def test_a_quantized_convolution_that_lost_words_is_tried_with_sparse_integers(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(8, 32, 3))
+    with torch.no_grad():
+        model[0].weight[:, :4] = 0
+        model[0].weight[16:, :, 1:] = 0
+    pc.quantize_(model, Int8(), (X, torch.zeros(2)))
+    packed = pc.pack(model, X, _clock=Clock(monkeypatch, 2.0))
+    assert pc.explain(packed)[0].reason == "Int8 and Sparse and Sparse not faster"
+    dense, sparse = (pc.pack(model, X, format, force=True)[0] for format in (Int8(), Sparse((16, 4), Int8())))
+    assert sparse.format == Sparse((16, 4), Int8()) and sparse.packed.input_scale == dense.packed.input_scale
+    assert torch.equal(sparse(X), dense(X)) and np.array_equal(sparse.packed.weight, dense.packed.weight)
+
+
+@pytest.mark.parametrize("input_scale", [None, 0.01])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_an_image_with_nan_becomes_nan_with_sparse_integers(implementation, input_scale, groups):
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(4, 12, 9, 9)).astype(np.float32)
+    weight = rng.normal(size=(12, 12 // groups, 3, 3)) * (rng.random((12, 12 // groups, 3, 3)) < 0.2)
+    format = Sparse(values=Int8())
+    packed = kernels.pack_conv(weight.astype(np.float32), format, input_scale=input_scale, padding=1, groups=groups)
+    good = kernels.conv(x, packed, "relu6")
+    x[0, 5, 8, 8], x[2, 0, 0, 0] = np.nan, -np.inf
+    y = kernels.conv(x, packed, "relu6")
+    assert np.isnan(y[[0, 2]]).all()
+    assert np.array_equal(bits(y[[1, 3]]), bits(good[[1, 3]]))
+
+
+@pytest.mark.parametrize("k", [65532, 65536, 65540, 131072])
+def test_sums_of_sparse_integers_are_exact_at_any_length(implementation, k):
+    for value in (127, -128):
+        weight = np.full((2, k, 1), value, np.int8)
+        weight[1, ::5] = 0
+        x = np.full((1, k, 1), 127, np.float32)
+        packed = kernels.pack_conv(weight, Sparse(values=Int8()), scale=1.0, input_scale=1.0)
+        sums = 127 * weight.astype(np.int64).sum(axis=1).ravel()
+        assert np.array_equal(kernels.conv(x, packed).reshape(2), sums.astype(np.float32))
 
 
 def layers():
@@ -197,6 +236,8 @@ def layers():
     yield PackedConv1d(signal, "relu"), (1, 4, 9)
     image = kernels.pack_conv(integers(4, 2, 3, 3, kept=0.5), Sparse((4, 1), Float32()), padding=((1, 0), (0, 2)))
     yield PackedConv2d(image), (2, 2, 9, 9)
+    image = kernels.pack_conv(integers(32, 8, 3, 3, kept=0.2), Sparse((16, 4), Int8()), input_scale=0.1)
+    yield PackedConv2d(image), (2, 8, 9, 9)
 
 
 def test_copies_pickles_and_state_dicts_keep_the_bits():
@@ -209,17 +250,20 @@ def test_copies_pickles_and_state_dicts_keep_the_bits():
         others = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False)]
         p = layer.packed
         geometry = {name: getattr(p, name) for name in ("stride", "padding", "groups")}
-        other = type(layer)(kernels.pack_conv(torch.zeros(p.shape), p.format, p.bias, **geometry), layer.activation)
+        empty = kernels.pack_conv(torch.zeros(p.shape), p.format, p.bias, None, p.input_scale, **geometry)
+        other = type(layer)(empty, layer.activation)
         state = layer.state_dict()
-        assert set(state) == ({"weight", "bias"} if p.bias is not None else {"weight"})
+        present = {name for name in ("scale", "bias", "input_scale") if getattr(p, name) is not None}
+        assert set(state) == {"weight"} | present
         other.load_state_dict(state)
         for again in [*others, other]:
             assert torch.equal(again(x), y) and repr(again) == repr(layer)
 
 
-def test_artifacts(tmp_path):
+@pytest.mark.parametrize("format", [None, Sparse((4, 1)), Sparse((16, 4), Int8())], ids=repr)
+def test_artifacts(tmp_path, format):
     model = pruned_network()
-    packed = pc.pack(model, X, force=True)
+    packed = pc.pack(model, X, format, force=True)
     pc.save(packed, tmp_path / "model")
     for into in (copy.deepcopy(model), copy.deepcopy(packed)):
         again = pc.load(tmp_path / "model", into=into)
@@ -231,7 +275,7 @@ def test_artifacts(tmp_path):
 
 HOSTILE = [
     ("packed/format/name", ["Int8", "Affine", None]),
-    ("packed/format/values/name", ["Int8", "Int4", None]),
+    ("packed/format/values/name", ["Int8", "Int4", None]),  # its weight is F32
     ("packed/format/block", [[2, 1], [16, 4], 1, None]),
     ("packed/convolution/channels_last", [True]),
     ("input_scale", [0.5]),
@@ -255,8 +299,9 @@ def test_compiled_exported_and_profiled():
         model[0].weight[:, ::2] = 0
     packed = pc.pack(model, X, force=True)
     y = packed(X)
-    program = torch.export.export(packed, (X,), strict=False)
-    assert torch.equal(program.module()(X), y)
+    for each in (packed, pc.pack(model, X, Sparse((16, 4), Int8()), force=True)):
+        program = torch.export.export(each, (X,), strict=False)
+        assert torch.equal(program.module()(X), each(X))
     from pycompress.profiling.counting import packed_operations
 
     assert packed_operations(packed[0], (X,), y) == y.numel() * 36

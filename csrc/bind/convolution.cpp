@@ -58,9 +58,10 @@ void run_images(const Kernel<Call>& kernel, const Weight& weight, double work, s
 
 class ConvState {
  public:
-  // weight [outputs, channels / groups, height, width]
+  // weight [outputs, channels / groups, height, width]; strip: outputs that skip words together, 0 for a dense weight
   ConvState(const Bytes& weight, const Floats& scale, const std::optional<Floats>& bias,
-            std::optional<float> input_scale, Pair stride, Four padding, Pair dilation, std::size_t groups, Isa level)
+            std::optional<float> input_scale, Pair stride, Four padding, Pair dilation, std::size_t groups,
+            std::size_t strip, Isa level)
       : kernel_(find<int8_conv_call>(level)), packed_(0), scale_(scale.size()), bias_(scale.size()) {
     std::copy_n(scale.data(), scale.size(), scale_.data());
     if (bias) std::copy_n(bias->data(), bias->size(), bias_.data());
@@ -68,6 +69,7 @@ class ConvState {
     weight_.scale = scale_.data();
     weight_.bias = bias_.data();
     weight_.input_scale = input_scale.value_or(0.0f);
+    if (strip != 0 && set_words(weight.data(), strip)) return;
     std::size_t bytes = 0;
     int8_conv_call call{};
     call.weight = &weight_;
@@ -89,9 +91,53 @@ class ConvState {
 
   std::size_t outputs() const { return weight_.outputs; }
   std::string level() const { return isa_name(kernel_.isa); }
-  std::size_t nbytes() const { return packed_.bytes() + scale_.bytes() + bias_.bytes(); }
+  std::size_t nbytes() const { return packed_.bytes() + word_bytes_ + scale_.bytes() + bias_.bytes(); }
 
  private:
+  // Whether it is kept sparse: not one channel a group, and sums that int32 surely holds.
+  bool set_words(const std::int8_t* weight, std::size_t strip) {
+    const std::size_t channels = weight_.channels / weight_.groups, taps = weight_.kernel[0] * weight_.kernel[1];
+    const std::size_t outputs = weight_.outputs / weight_.groups, words = (channels + 3) / 4 * taps;
+    if (channels == 1 || words > (1u << 16) / 4) return false;
+    for (std::size_t g = 0; g < weight_.groups; ++g) {
+      std::vector<std::uint32_t> matrix(outputs * words);
+      for (std::size_t o = 0; o < outputs; ++o) {
+        std::int32_t sum = 0;
+        for (std::size_t c = 0; c < channels; ++c) {
+          for (std::size_t tap = 0; tap < taps; ++tap, ++weight) {
+            matrix[o * words + c / 4 * taps + tap] |= std::uint32_t{static_cast<std::uint8_t>(*weight)} << (c % 4 * 8);
+            sum += *weight;
+          }
+        }
+        excess_.push_back(sum * 128);
+      }
+      std::vector<std::uint32_t> used{0};
+      for (std::size_t i = 0; i < words; ++i) {
+        bool any = false;
+        for (std::size_t o = 0; o < outputs; ++o) any = any || matrix[o * words + i] != 0;
+        if (any) used.push_back(static_cast<std::uint32_t>(i));
+      }
+      used[0] = static_cast<std::uint32_t>(used.size() - 1);
+      lists_.push_back(std::move(used));
+      used_.push_back(lists_.back().data());
+      packed_words_.push_back(std::make_unique<Packed>(matrix.data(), nullptr, outputs, words, strip));
+      words_.push_back(&packed_words_.back()->weight());
+      weight_.stored += words_.back()->stored;
+      word_bytes_ += packed_words_.back()->bytes() + (outputs + lists_.back().size()) * sizeof(std::int32_t);
+    }
+    weight_.words = words_.data();
+    weight_.used = used_.data();
+    weight_.excess = excess_.data();
+    return true;
+  }
+
+  using Packed = SparsePackedOf<std::uint32_t>;
+  std::vector<std::unique_ptr<Packed>> packed_words_;
+  std::vector<const sparse_words*> words_;
+  std::vector<std::vector<std::uint32_t>> lists_;
+  std::vector<const std::uint32_t*> used_;
+  std::vector<std::int32_t> excess_;
+  std::size_t word_bytes_ = 0;
   Kernel<int8_conv_call> kernel_;
   Buffer<std::int8_t> packed_;
   Buffer<float> scale_, bias_;
@@ -100,8 +146,9 @@ class ConvState {
 
 std::unique_ptr<ConvState> pack_conv(const Bytes& weight, const Floats& scale, const std::optional<Floats>& bias,
                                      std::optional<float> input_scale, Pair stride, Four padding, Pair dilation,
-                                     std::size_t groups, const std::string& isa) {
-  return std::make_unique<ConvState>(weight, scale, bias, input_scale, stride, padding, dilation, groups, parse(isa));
+                                     std::size_t groups, std::size_t strip, const std::string& isa) {
+  return std::make_unique<ConvState>(weight, scale, bias, input_scale, stride, padding, dilation, groups, strip,
+                                     parse(isa));
 }
 
 // A pruned convolution: a sparse weight [outputs / groups, channels / groups * kernel] for each group.

@@ -29,6 +29,10 @@ inline void store_lanes(std::int32_t* to, Lanes sum) { _mm256_storeu_si256(reint
 //
 #include "deep.inc"
 //
+#include "words_avx2.inc"
+//
+#include "sparse.inc"
+//
 #include "loop.inc"
 
 }  // namespace

@@ -29,6 +29,10 @@ inline void store_lanes(std::int32_t* to, Lanes sum) { _mm512_storeu_si512(to, s
 //
 #include "deep.inc"
 //
+#include "words_avx512vnni.inc"
+//
+#include "sparse.inc"
+//
 #include "loop.inc"
 
 }  // namespace

@@ -42,6 +42,10 @@ inline void store_lanes(std::int32_t* to, const Lanes& sum) { __builtin_memcpy(t
 //
 #include "deep.inc"
 //
+#include "words_scalar.inc"
+//
+#include "sparse.inc"
+//
 #include "loop.inc"
 
 }  // namespace

@@ -12,10 +12,11 @@
 
 namespace pycompress {
 
-class SparsePacked {
+template <class Value>
+class SparsePackedOf {
  public:
   // weight [out, in], bias [out] or null; height: outputs of a group, 1, 4, 8 or 16.
-  SparsePacked(const float* weight, const float* bias, std::size_t out, std::size_t in, std::size_t height)
+  SparsePackedOf(const Value* weight, const float* bias, std::size_t out, std::size_t in, std::size_t height)
       : height_(height), bias_(out) {
     // Enough tiles to share among threads, each high enough for runs of equal counts; whole groups.
     const std::size_t tile = std::clamp<std::size_t>((out / 4 + 15) / 16 * 16, 64, 256);
@@ -26,17 +27,17 @@ class SparsePacked {
                  std::min(sparse_block, in - b * sparse_block));
       }
     }
-    values_ = Buffer<float>(list_.size());
+    values_ = Buffer<Value>(list_.size());
     std::copy(list_.begin(), list_.end(), values_.data());
     if (bias) std::copy_n(bias, out, bias_.data());
     weight_ = {out,           in,           list_.size(),    height,          tile,           tiles, blocks,
                parts_.data(), runs_.data(), outputs_.data(), columns_.data(), values_.data(), bias_.data()};
     list_ = {};
   }
-  SparsePacked(const SparsePacked&) = delete;
+  SparsePackedOf(const SparsePackedOf&) = delete;
 
-  void unpack(float* to) const {  // [out, in]
-    std::fill_n(to, weight_.out_features * weight_.in_features, 0.0f);
+  void unpack(Value* to) const {  // [out, in]
+    std::fill_n(to, weight_.out_features * weight_.in_features, Value{});
     for (std::size_t p = 0; p < parts_.size(); ++p) {
       const std::size_t first_out = p / weight_.blocks * weight_.tile, first_in = p % weight_.blocks * sparse_block;
       std::size_t output = parts_[p].output, entry = parts_[p].entry;
@@ -53,7 +54,7 @@ class SparsePacked {
     }
   }
 
-  const sparse_weight& weight() const { return weight_; }
+  const sparse_weight_of<Value>& weight() const { return weight_; }
   std::size_t bytes() const {
     return parts_.size() * sizeof(sparse_part) + runs_.size() * sizeof(sparse_run) + outputs_.size() +
            columns_.size() + values_.bytes() + bias_.bytes();
@@ -61,7 +62,7 @@ class SparsePacked {
 
  private:
   // The part of `outputs` outputs and `width` inputs that starts at `weight`.
-  void add_part(const float* weight, std::size_t stride, std::size_t outputs, std::size_t width) {
+  void add_part(const Value* weight, std::size_t stride, std::size_t outputs, std::size_t width) {
     sparse_part part{};
     part.run = static_cast<std::uint32_t>(runs_.size());
     part.output = static_cast<std::uint32_t>(outputs_.size());
@@ -89,7 +90,7 @@ class SparsePacked {
         if (!is_kept(first, i)) continue;
         columns_.push_back(static_cast<std::uint8_t>(i));
         for (std::size_t o = first; o < first + height_; ++o) {
-          list_.push_back(o < outputs && weight[o * stride + i] != 0 ? weight[o * stride + i] : 0.0f);
+          list_.push_back(o < outputs && weight[o * stride + i] != 0 ? weight[o * stride + i] : Value{});
         }
       }
     }
@@ -101,9 +102,12 @@ class SparsePacked {
   std::vector<sparse_part> parts_;
   std::vector<sparse_run> runs_;
   std::vector<std::uint8_t> outputs_, columns_;
-  std::vector<float> list_;  // values while they are collected
-  Buffer<float> values_, bias_;
-  sparse_weight weight_;
+  std::vector<Value> list_;  // values while they are collected
+  Buffer<Value> values_;
+  Buffer<float> bias_;
+  sparse_weight_of<Value> weight_;
 };
+
+using SparsePacked = SparsePackedOf<float>;
 
 }  // namespace pycompress

@@ -38,7 +38,8 @@ struct sparse_run {
   std::uint16_t groups;
 };
 
-struct sparse_weight {
+template <class Value>
+struct sparse_weight_of {
   std::size_t out_features, in_features;
   std::size_t stored;           // values, zeros inside groups too
   std::size_t height;           // outputs of a group: 1, 4, 8 or 16
@@ -47,9 +48,12 @@ struct sparse_weight {
   const sparse_run* runs;
   const std::uint8_t* outputs;
   const std::uint8_t* columns;
-  const float* values;          // [entries][height]
+  const Value* values;          // [entries][height]
   const float* bias;            // [out], zeros without a bias
 };
+
+using sparse_weight = sparse_weight_of<float>;
+using sparse_words = sparse_weight_of<std::uint32_t>;  // an input is four int8 values: see ../int8_conv/int8_conv.h
 
 struct sparse_linear_call {     // layers one after the other
   const sparse_weight* const* weights;  // each takes as many features as the one before gives

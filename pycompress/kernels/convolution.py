@@ -27,7 +27,7 @@ class PackedConv(Numbered):
         What the weight computes.
     shape : tuple of int
         Shape of the weight: (out_channels, in_channels / groups, *kernel_size).
-    weight : [out_channels, in_channels / groups, *kernel_size] int8, read-only; of Sparse float32, made anew each time
+    weight : [out_channels, in_channels / groups, *kernel_size] int8, or float32 and made anew each time, read-only
     scale : [out_channels] float32, read-only, or None
     bias : [out_channels] float32, read-only, or None
     input_scale : float or None
@@ -120,7 +120,7 @@ class PackedConv(Numbered):
         return self.shape[1] * self.groups
 
     def canonical_weight(self) -> NDArray[Any]:
-        """Return what files hold, a copy: the integers, of Sparse the float32 weight.
+        """Return what files hold, a copy: the integers, or the float32 weight.
 
         Examples
         --------
@@ -176,14 +176,15 @@ def pack_conv(
 
     A float weight is rounded, ``q = clamp(rint(w / s), -127, 127)``, with ``s[o] = max|w[o]| / 127`` (1 for an output
     of zeros) or with the given ``scale``; an int8 weight is kept as exactly those integers. With :class:`Sparse` the
-    nonzero weights are kept, in fp32 (an int8 weight as the products ``q * scale``); blocks are those of the weight as
-    [out_channels, in_channels / groups * kernel size].
+    nonzero weights are kept, in fp32 (an int8 weight as the products ``q * scale``) or, with ``values=Int8()``, as the
+    integers that Int8 has, and the numbers are its own. Blocks are those of the weight as [out_channels, in_channels /
+    groups * kernel size]. (int8 kernels skip four channels at one place of the kernel where their weights are zero, of
+    one output, or with blocks of 16; weights of one channel a group, and of more than 2^16 inputs, they keep dense.)
 
     Parameters
     ----------
     weight : [out_channels, in_channels / groups, (height,) width] float32, float16, bfloat16, or int8 with ``scale``
     format : Int8 or Sparse
-        Sparse with Float32 values.
     bias : [out_channels] float, optional
     scale : [out_channels] or one float, optional
         Scale of the integers, positive.
@@ -215,9 +216,6 @@ def pack_conv(
     """
     if not isinstance(format, (Int8, Sparse)):
         raise TypeError(f"format must be Int8() or Sparse(), got {format!r}")
-    sparse = isinstance(format, Sparse)
-    if sparse and has_int8_weights(format):
-        raise ValueError(f"format must be Int8() or Sparse() with Float32() values, got {format!r}")
     array = arrays.view(weight, "weight")
     if array.dtype != np.int8:
         array = arrays.float32(weight, "weight")
@@ -239,11 +237,11 @@ def pack_conv(
     bias_array = checked_bias(bias, "bias", out)
     scale_array = checked_scale(scale, "scale", out)
     if input_scale is not None:
-        if sparse:
+        if not has_int8_weights(format):
             raise ValueError(f"input_scale must be None with {format}: its activations do not become int8")
         input_scale = positive(input_scale, "input_scale")
     dense_or_depthwise = groups == 1 or (groups == out and array.shape[1] == 1)
-    if arrays.flag(channels_last, "channels_last") and (sides == 1 or not dense_or_depthwise or sparse):
+    if arrays.flag(channels_last, "channels_last") and (sides == 1 or not dense_or_depthwise or format != Int8()):
         raise ValueError(
             "channels_last must be False but for 2-D Int8 convolutions that are dense or depthwise, "
             f"got a weight {array.shape} with {groups} groups and {format}"
@@ -259,7 +257,7 @@ def pack_conv(
         groups,
     )
     integers = None
-    if isinstance(format, Sparse):
+    if isinstance(format, Sparse) and not has_int8_weights(format):
         kept = stored_floats(array.reshape(out, -1), scale_array)
         scale_array, nonzeros = None, int(np.count_nonzero(kept))
         state = module.pack_sparse_conv(kept.reshape(shape), bias_array, format.block[0], *geometry)
@@ -267,8 +265,11 @@ def pack_conv(
         flat, scale_array = integers_of(array.reshape(out, -1), scale_array)
         integers = np.array(flat, np.int8, order="C").reshape(array.shape)
         nonzeros = int(np.count_nonzero(integers))
-        pack = module.pack_conv_last if channels_last else module.pack_conv
-        state = pack(integers.reshape(shape), scale_array, bias_array, input_scale, *geometry)
+        values = integers.reshape(shape), scale_array, bias_array, input_scale
+        if channels_last:
+            state = module.pack_conv_last(*values, *geometry)
+        else:
+            state = module.pack_conv(*values, *geometry, format.block if isinstance(format, Sparse) else None)
     for field in (integers, bias_array, scale_array):
         if field is not None:
             field.flags.writeable = False

@@ -26,9 +26,9 @@ def conv(
     once: the same bits on every CPU, with every backend, in both memory formats and with any number of threads. An
     image that holds NaN or infinity gives NaN.
 
-    With a :class:`Sparse` weight images stay float32, and only the stored weights are multiplied: one chain of fused
-    multiply-adds for each result, in ascending order of channels, rows and columns of the kernel (zero times infinity
-    is left out where a weight was pruned).
+    With a :class:`Sparse` weight of Float32 values images stay float32, and only the stored weights are multiplied: one
+    chain of fused multiply-adds for each result, in ascending order of channels, rows and columns of the kernel (zero
+    times infinity is left out where a weight was pruned).
 
     Parameters
     ----------

@@ -145,9 +145,12 @@ def pack_conv(
     padding: tuple[int, int, int, int],
     dilation: tuple[int, int],
     groups: int,
+    block: tuple[int, int] | None = None,
 ) -> _native.ConvState:
-    """Lay the weight of a convolution [out, in / groups, height, width] out for its kernel."""
-    return _native.pack_conv(weight, scale, bias, input_scale, stride, padding, dilation, groups, backends.isa_name())
+    """Lay the weight of a convolution [out, in / groups, height, width] out for its kernel, dense or sparse."""
+    strip = 0 if block is None else min(block[0], 16)
+    geometry = stride, padding, dilation, groups, strip
+    return _native.pack_conv(weight, scale, bias, input_scale, *geometry, backends.isa_name())
 
 
 def int8_conv(x: Float, state: _native.ConvState, height: int, width: int, activation: int, threads: int) -> Float:

@@ -28,8 +28,10 @@ def pack_conv(
     padding: tuple[int, int, int, int],
     dilation: Pair,
     groups: int,
+    block: tuple[int, int] | None = None,
 ) -> ConvState:
-    """Keep the integers as they are."""
+    """Keep the integers as they are, also of a sparse weight."""
+    del block
     state = reference.pack_conv(weight, scale, bias, input_scale, stride, padding, dilation, groups)
     return replace(state, weight=as_input(state.weight), scale=as_input(state.scale), bias=as_input(state.bias))
 

@@ -73,8 +73,10 @@ def pack_conv(
     padding: tuple[int, int, int, int],
     dilation: Pair,
     groups: int,
+    block: tuple[int, int] | None = None,
 ) -> ConvState:
-    """Keep the integers as they are."""
+    """Keep the integers as they are, also of a sparse weight."""
+    del block
     kept = np.zeros_like(scale) if bias is None else bias.copy()
     return ConvState(stride, padding, dilation, groups, weight.copy(), scale.copy(), kept, input_scale)
 
