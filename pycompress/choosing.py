@@ -48,7 +48,7 @@ def fastest(
     best = max(range(len(modules)), key=lambda i: speedups[i].low)
     speedup = speedups[best]
     modules[:] = [module for _, module in sorted(zip(speedups, modules, strict=True), key=lambda pair: -pair[0].low)]
-    tried = " and ".join(type(module.format).__name__ for module in modules)
+    tried = " and ".join(dict.fromkeys(type(module.format).__name__ for module in modules))
     timed = replace(
         decision,
         dense_us=speedup.baseline_seconds * 1e6,
