@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from . import grids, kernels
 from .convolutions import Geometry
-from .formats import Format, Int8, Sparse, has_int8_weights
+from .formats import Format, Int8, Sparse, has_bfloat16_weights, has_int8_weights
 from .grids import GridRecord
 from .linears import PRUNED_DENSITY, joined
 
@@ -39,7 +39,7 @@ def candidates(
         on_grid = grids.integers(weight, record)
         if on_grid is None:
             note = "the weight was changed since it was quantized, so that its Int8 grid no longer holds"
-    if isinstance(format, Sparse) and (why := _not_sparse(weight)):
+    if isinstance(format, Sparse) and (why := _not_sparse(weight, format)):
         return [], why
     if format is not None and not isinstance(format, (Int8, Sparse)):
         return [], f"{type(format).__name__} has no kernel for convolutions"
@@ -47,11 +47,11 @@ def candidates(
     if format is None and on_grid is not None:
         formats.append(Int8())
         skipping = Sparse(kernels.find_block(on_grid.flatten(1), Int8()), Int8())
-        if _worth_trying(on_grid) and not _not_sparse(weight):
+        if _worth_trying(on_grid) and not _not_sparse(weight, skipping):
             formats.append(skipping)
     if format is None and is_pruned(weight):
         sparse = Sparse(kernels.find_block(weight.flatten(1)))
-        why = _not_sparse(weight)
+        why = _not_sparse(weight, sparse)
         note = joined(note, f"pruned, but {why}") if why else note
         formats += [] if why else [sparse]
     if not formats:
@@ -87,6 +87,8 @@ def _worth_trying(integers: Tensor) -> bool:
     return bool(words.float().mean() < WORDS_DENSITY)
 
 
-def _not_sparse(weight: Tensor) -> str:
+def _not_sparse(weight: Tensor, format: Sparse) -> str:
     """Return why no sparse kernel fits a weight of a convolution, or "" where one does."""
+    if has_bfloat16_weights(format):
+        return "Sparse with BFloat16 values has no kernel for convolutions"
     return "Sparse has no kernel for one channel a group" if weight.shape[1] == 1 else ""

@@ -16,7 +16,7 @@ from .conv_formats import is_pruned
 from .convolutions import CONVOLUTIONS, PackedConv2d
 from .encoders import Fused, fuse_activations_, leave_fused_path_, restore_, take_ordinary_path_
 from .folding import fold_, unfold_
-from .formats import Binary, Codebook, Format, Int4, Int8, Sparse, has_int8_weights
+from .formats import Binary, Codebook, Format, Int4, Int8, Sparse, has_bfloat16_weights, has_int8_weights
 from .fusing import seen_together, sequential_pairs, traced_pairs
 from .grids import grid_of
 from .images import alternative, channels_last, faster, together
@@ -179,7 +179,8 @@ def _takes_norm(layer: nn.Module, format: Format | None) -> bool:
     """Whether a layer gets Int8 weights, or is a convolution that may stay sparse."""
     record = grid_of(layer)
     if record is None and isinstance(layer, CONVOLUTIONS) and (format is None or isinstance(format, Sparse)):
-        return layer.weight.shape[1] > 1 and (format is not None or is_pruned(layer.weight))
+        wanted = is_pruned(layer.weight) if format is None else not has_bfloat16_weights(format)
+        return wanted and layer.weight.shape[1] > 1
     return has_int8_weights(format if record is None else record.format)
 
 

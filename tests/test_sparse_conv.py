@@ -16,7 +16,7 @@ import pycompress as pc
 from pycompress import kernels
 from pycompress.artifact import to_bytes
 from pycompress.convolutions import PackedConv1d, PackedConv2d
-from pycompress.formats import Float32, Int8, Sparse
+from pycompress.formats import BFloat16, Float32, Int8, Sparse
 
 X = torch.randn(2, 8, 14, 14, generator=torch.Generator().manual_seed(0))
 
@@ -110,6 +110,10 @@ def test_wrong_arguments():
         kernels.pack_conv(weight, pc.Int4())
     with pytest.raises(ValueError, match=r"^channels_last must be False"):
         kernels.pack_conv(weight, Sparse(values=Int8()), channels_last=True)
+    with pytest.raises(ValueError, match=r"^format must have Float32\(\) or Int8\(\) values for convolutions"):
+        kernels.pack_conv(weight, Sparse(values=BFloat16()))
+    told = pc.explain(pc.pack(nn.Sequential(nn.Conv2d(8, 2, 3)), X, Sparse(values=BFloat16()), force=True))
+    assert told[0].reason == "Sparse with BFloat16 values has no kernel for convolutions"
     with pytest.raises(ValueError, match=r"^input_scale must be None"):
         kernels.pack_conv(weight, Sparse(), input_scale=1.0)
     with pytest.raises(ValueError, match=r"^channels_last must be False"):
@@ -275,7 +279,7 @@ def test_artifacts(tmp_path, format):
 
 HOSTILE = [
     ("packed/format/name", ["Int8", "Affine", None]),
-    ("packed/format/values/name", ["Int8", "Int4", None]),  # its weight is F32
+    ("packed/format/values/name", ["Int8", "BFloat16", "Int4", None]),  # its weight is F32
     ("packed/format/block", [[2, 1], [16, 4], 1, None]),
     ("packed/convolution/channels_last", [True]),
     ("input_scale", [0.5]),

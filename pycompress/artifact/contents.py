@@ -152,8 +152,8 @@ def _check_packed(name: str, layer: LayerRecord, tensors: dict[str, Stored]) -> 
 
 def _check_convolution(name: str, layer: LayerRecord, weight: Stored | None, sides: int) -> None:
     format = None if layer.packed is None else layer.packed.format
-    if not isinstance(format, (Int8, Sparse)):
-        raise ArtifactError(f"packed convolution {name!r:.99} must be Int8 or Sparse")
+    if not isinstance(format, (Int8, Sparse)) or has_bfloat16_weights(format):
+        raise ArtifactError(f"packed convolution {name!r:.99} must be Int8, or Sparse with Float32 or Int8 values")
     dtype = "I8" if has_int8_weights(format) else "F32"
     if weight is None or len(weight.shape) != sides + 2 or weight.dtype != dtype or 0 in weight.shape:
         raise ArtifactError(

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats import Int8, Sparse, has_int8_weights
+from ..formats import Int8, Sparse, has_bfloat16_weights, has_int8_weights
 from . import arrays, backends
 from .arrays import ArrayLike
 from .geometry import LARGEST, Padding, Sizes, borders, each_side
@@ -216,6 +216,8 @@ def pack_conv(
     """
     if not isinstance(format, (Int8, Sparse)):
         raise TypeError(f"format must be Int8() or Sparse(), got {format!r}")
+    if has_bfloat16_weights(format):
+        raise ValueError(f"format must have Float32() or Int8() values for convolutions, got {format!r}")
     array = arrays.view(weight, "weight")
     if array.dtype != np.int8:
         array = arrays.float32(weight, "weight")
