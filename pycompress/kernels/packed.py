@@ -308,8 +308,7 @@ def pack(
                 raise ValueError(f"weight must be below 2^128 - 2^119 with BFloat16(), got {largest}")
             state = module.pack_bf16(array, bias_array)
         else:
-            height = format.block[0] if isinstance(format, Sparse) else 1
-            state = module.pack_sparse(array, bias_array, height)
+            state = module.pack_sparse(array, bias_array, format.block[0] if isinstance(format, Sparse) else 1)
         nonzeros = int(np.count_nonzero(array))
     sides = (None, None) if parts is None else (parts.zero_point, parts.multiplier)
     for field in (bias_array, scale_array, *sides):
