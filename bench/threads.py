@@ -1,8 +1,8 @@
 """How long calls take beside busy processes: python bench/threads.py
 
 For each number of busy neighbours: the median, the 99th percentile and the longest of single calls of one int8 layer of
-768 x 3072 with 32 rows, ours and torch's fp32, on one and two threads. A pool whose caller waits for a worker that the
-system has descheduled shows in the 99th percentile.
+768 x 3072 with 32 rows, of ones with 80 % zeros (fp32, and int8 with and without blocks), and of torch's fp32, on one
+and two threads. A pool whose caller waits for a worker that the system has descheduled shows in the 99th percentile.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import measure
@@ -25,7 +26,7 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from pycompress import kernels
-from pycompress.formats import Int8
+from pycompress.formats import Int8, Sparse
 from pycompress.progress import track
 
 OUT_FEATURES, IN_FEATURES, ROWS = 768, 3072, 32
@@ -66,11 +67,19 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="a list of rows on stdout, times in microseconds")
     arguments = parser.parse_args()
     weight, x = torch.randn(OUT_FEATURES, IN_FEATURES), torch.randn(ROWS, IN_FEATURES)
-    packed = kernels.pack(weight, Int8())
-    contestants: dict[str, Callable[[], object]] = {
-        OURS: lambda: kernels.linear(x, packed),
-        "torch fp32": lambda: F.linear(x, weight),
+    kept = torch.rand(OUT_FEATURES // 16, IN_FEATURES // 4) >= 0.8
+    blocks = weight * kept.repeat_interleave(16, 0).repeat_interleave(4, 1)
+    single = weight * (torch.rand_like(weight) >= 0.8)
+    packed = {
+        "int8": kernels.pack(weight, Int8()),
+        "sparse": kernels.pack(single, Sparse()),
+        "sparse int8": kernels.pack(single, Sparse(values=Int8())),
+        "16x4 int8": kernels.pack(blocks, Sparse((16, 4), Int8())),
     }
+    contestants: dict[str, Callable[[], object]] = {
+        f"{OURS} {name}": partial(kernels.linear, x, each) for name, each in packed.items()
+    }
+    contestants["torch fp32"] = lambda: F.linear(x, weight)
     rows = []
     for neighbours in track(arguments.busy, "measuring"):
         for threads in arguments.threads:
@@ -83,7 +92,7 @@ def main() -> int:
     if arguments.json:
         print(json.dumps(rows))
         return 0
-    table = Table(title=f"int8 {OUT_FEATURES}x{IN_FEATURES}, {ROWS} rows: single calls in us", title_justify="left")
+    table = Table(title=f"{OUT_FEATURES}x{IN_FEATURES}, {ROWS} rows: single calls in us", title_justify="left")
     for heading in ("busy processes", "threads", "", "median", "99 %", "longest"):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows:

@@ -158,10 +158,10 @@ def lessons(spoken, words, names, batch=128):
     return found
 
 
-def pruned(model, sparsity, data, epochs):
-    """Prune GRU and GRUCell by blocks, and train on."""
+def pruned(model, sparsity, pattern, data, epochs):
+    """Prune GRU and GRUCell, and train on."""
     small = copy.deepcopy(model)
-    pc.prune_(small, sparsity=sparsity, pattern=pc.Blocks(16, 4), include=["encoder*", "decoder*"], across_layers=False)
+    pc.prune_(small, sparsity=sparsity, pattern=pattern, include=["encoder*", "decoder*"], across_layers=False)
 
     def loss(outputs, targets):
         return F.cross_entropy(outputs, targets, ignore_index=0)
@@ -175,6 +175,7 @@ def main():
     parser = arguments(__doc__)
     parser.add_argument("--words", type=int, default=3000, help="words to spell (default 3000)")
     parser.add_argument("--prune", type=float, help="part of the weights of GRU and GRUCell to prune, 0.8 say")
+    parser.add_argument("--block", type=int, nargs=2, default=(1, 1), help="prune by blocks, outputs inputs")
     parser.add_argument(
         "--train-words", type=int, default=30000, help="words to train on after pruning (default 30000)"
     )
@@ -188,12 +189,13 @@ def main():
     sample, rest = shuffled[: options.words], shuffled[options.words :][: options.train_words]
     letters, lengths = as_tensors(sample)
 
-    rounded = pc.quantize_dynamic(model, {nn.Linear, nn.GRU, nn.GRUCell})
+    kinds = {nn.Linear, nn.GRU, nn.GRUCell}
+    rounded = pc.quantize_dynamic(model, kinds)
     smaller = {"int8": rounded}
     if options.prune is not None:
-        small = pruned(model, options.prune, lessons(spoken, rest, names), options.epochs)
-        pc.quantize_(small, pc.Int8())
-        smaller[f"{options.prune:.0%} pruned in blocks, int8"] = pc.pack(small, (letters[:32], lengths[:32]))
+        lesson = lessons(spoken, rest, names)
+        small = pruned(model, options.prune, pc.Blocks(*options.block), lesson, options.epochs)
+        smaller[f"{options.prune:.0%} pruned, int8"] = pc.quantize_dynamic(small, kinds)
 
     def judged(small):
         again, size = reloaded(small, G2P)
