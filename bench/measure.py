@@ -1,7 +1,8 @@
 """Time contestants against each other on a machine that does other things too.
 
 Absolute times drift: a core may run at half speed for a while, and neighbours come and go. So contestants take turns,
-each timed block follows one untimed call of the same contestant, samples taken while the core was slow or in which the
+each timed block follows one untimed call of the same contestant (of each copy of its weights, where they are to come
+from the L3 cache), samples taken while the core was slow or in which the
 system gave it to another process are dropped, and what is reported are medians and the interval of the median of the
 paired ratios.
 """
@@ -91,12 +92,25 @@ def copies(nbytes: int) -> int:
     return max(1, min(MAX_COPIES, math.ceil(rotated_bytes() / max(nbytes, 1))))
 
 
+class _Rotating:
+    """Makes the next of the calls each time."""
+
+    def __init__(self, calls: Sequence[Callable[[], object]]) -> None:
+        self._turns = itertools.cycle(calls)
+        self._warming = len(calls) if _tier == "L3" else 1
+
+    def __call__(self) -> object:
+        return next(self._turns)()
+
+    def warm(self) -> None:
+        """Bring all copies into the L3 cache, where that is the tier: other contestants have used it since."""
+        for _ in range(self._warming):
+            self()
+
+
 def rotating(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
     """Return a function that makes the next of the calls each time."""
-    if len(calls) == 1:
-        return calls[0]
-    turns = itertools.cycle(calls)
-    return lambda: next(turns)()
+    return calls[0] if len(calls) == 1 else _Rotating(calls)
 
 
 @contextlib.contextmanager
@@ -242,7 +256,9 @@ def interleaved(contestants: Mapping[str, Callable[[], object]], effort: Effort)
             if name.split()[0] != library:
                 library = name.split()[0]
                 _rest()
-            if name not in long:
+            if isinstance(call, _Rotating):
+                call.warm()
+            elif name not in long:
                 call()
             probe.start()
             seconds[name].append(_block(call, repeats) / repeats)
