@@ -1,10 +1,9 @@
 """Time contestants against each other on a machine that does other things too.
 
 Absolute times drift: a core may run at half speed for a while, and neighbours come and go. So contestants take turns,
-each timed block follows one untimed call of the same contestant (of each copy of its weights, where they are to come
-from the L3 cache), samples taken while the core was slow or in which the
-system gave it to another process are dropped, and what is reported are medians and the interval of the median of the
-paired ratios.
+each timed block follows one untimed call of the same contestant (where its weights are to come from the L3 cache, a
+few of each copy of them), samples taken while the core was slow or in which the system gave it to another process are
+dropped, and what is reported are medians and the interval of the median of the paired ratios.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ MIN_BLOCK_SECONDS = 1e-3
 LONG_SECONDS = 0.05  # a longer call needs no untimed one before it: it fills the caches by itself
 MIN_SAMPLES = 6  # the fewest that give an interval of 95 %
 MAX_COPIES = 64
+WARMING = 4  # an L3 cache of AMD keeps what came back several times
 TIERS = ("L2", "L3", "DRAM")
 _tier = "L3"
 
@@ -97,7 +97,7 @@ class _Rotating:
 
     def __init__(self, calls: Sequence[Callable[[], object]]) -> None:
         self._turns = itertools.cycle(calls)
-        self._warming = len(calls) if _tier == "L3" else 1
+        self._warming = WARMING * len(calls) if _tier == "L3" else 1
 
     def __call__(self) -> object:
         return next(self._turns)()
@@ -110,7 +110,7 @@ class _Rotating:
 
 def rotating(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
     """Return a function that makes the next of the calls each time."""
-    return calls[0] if len(calls) == 1 else _Rotating(calls)
+    return _Rotating(calls)
 
 
 @contextlib.contextmanager
@@ -256,10 +256,8 @@ def interleaved(contestants: Mapping[str, Callable[[], object]], effort: Effort)
             if name.split()[0] != library:
                 library = name.split()[0]
                 _rest()
-            if isinstance(call, _Rotating):
-                call.warm()
-            elif name not in long:
-                call()
+            if name not in long:
+                call.warm() if isinstance(call, _Rotating) else call()
             probe.start()
             seconds[name].append(_block(call, repeats) / repeats)
             clean[name].append(probe.clean())
