@@ -258,7 +258,10 @@ def plot(folders, file):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(folders), figsize=(5.2 * len(folders), 4.2), squeeze=False)
+    figure, axes = pyplot.subplots(
+        1, len(folders), figsize=(5.2 * len(folders), 4.4), squeeze=False, layout="constrained"
+    )
+    colors, drawn = dict(zip(PATTERNS, pyplot.get_cmap("tab10").colors, strict=False)), {}
     for axis, folder in zip(axes[0], folders, strict=True):
         accuracy, speed = (json.loads((folder / f"{part}.json").read_text()) for part in ("accuracy", "speed"))
         metric = "probe" if "probe" in accuracy["original"] else "accuracy"
@@ -270,15 +273,16 @@ def plot(folders, file):
             kind = "int8" if "Int8" in format else "fp32"
             lines.setdefault(f"{name}, {kind}", []).append((ratio, row["scores"][metric], point.rsplit(" ", 1)[1]))
         for label, found in lines.items():
-            style = "o--" if label.endswith("fp32") else "s-"
-            axis.plot([x for x, _, _ in found], [y for _, y, _ in found], style, label=label, markersize=4, linewidth=1)
-            for x, y, text in found:
-                axis.annotate(text, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+            style, color = "o--" if label.endswith("fp32") else "s-", colors[label.split(",")[0]]
+            line = [x for x, _, _ in found], [y for _, y, _ in found]
+            drawn[label] = axis.plot(*line, style, color=color, markersize=4, linewidth=1)[0]
+            for x, y, text in found[:: max(1, len(found) - 1)]:
+                axis.annotate(text, (x, y), fontsize=6, color=color, xytext=(3, 3), textcoords="offset points")
         axis.axhline(accuracy["original"][metric], color="black", linewidth=0.8, linestyle=":")
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set(title=folder.name, xlabel="times as fast as torch fp32", ylabel=metric)
-        axis.legend(fontsize=7)
-    figure.tight_layout()
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(file, dpi=110)
 
 
