@@ -14,6 +14,7 @@
 #include <optional>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "../int8_linear/pack.h"
 #include "../isa.h"
@@ -87,27 +88,65 @@ void in_chunks(std::size_t rows, double operations_per_row, Isa isa, int threads
   }
 }
 
+// A packed weight of a linear layer with fp32 rows, and its kernel: `Packed` has weight(), unpack(pointer) and bytes(), and
+// `Array` is what it is unpacked to.
+template <class Call, class Packed, class Array>
+class LinearState {
+ public:
+  // work: operations for each weight and row, by those of an int8 product.
+  template <class... Parts>
+  LinearState(double work, Isa level, Parts&&... parts)
+      : work_(work), kernel_(find<Call>(level)), packed_(std::forward<Parts>(parts)...) {}
 
-// y = layer(x), from and to addresses of contiguous fp32 rows, for a state with a `Call`, `weight()` and `run(call)`.
-template <class State>
-void linear_into(const State& state, std::uintptr_t x, std::uintptr_t y, std::size_t rows, int activation, int threads) {
-  typename State::Call call{};
-  call.rows = rows;
-  call.threads = threads;
-  call.activation = activation;
-  call.x = reinterpret_cast<const float*>(x);
-  call.y = reinterpret_cast<float*>(y);
-  state.run(call);
-}
+  Array unpack() const {
+    Array result({weight().out_features, weight().in_features});
+    packed_.unpack(result.mutable_data());
+    return result;
+  }
 
-template <class State>
-Floats linear(const State& state, const Floats& x, int activation, int threads) {
-  const auto rows = static_cast<std::size_t>(x.shape(0));
-  Floats y({rows, state.weight().out_features});
-  linear_into(state, reinterpret_cast<std::uintptr_t>(x.data()), reinterpret_cast<std::uintptr_t>(y.mutable_data()),
-              rows, activation, threads);
-  return y;
-}
+  // y = layer(x), from and to addresses of contiguous rows.
+  void linear_into(std::uintptr_t x, std::uintptr_t y, std::size_t rows, int activation, int threads) const {
+    const std::size_t in = weight().in_features, out = weight().out_features;
+    in_chunks(rows, work_ * static_cast<double>(out) * static_cast<double>(in), kernel_.isa, threads,
+              [&](std::size_t first, std::size_t count) {
+      Call call{};
+      call.weight = &weight();
+      call.rows = count;
+      call.threads = threads;
+      call.activation = activation;
+      call.x = reinterpret_cast<const float*>(x) + first * in;
+      call.y = reinterpret_cast<float*>(y) + first * out;
+      kernel_.run(call);
+    });
+  }
+
+  Floats linear(const Floats& x, int activation, int threads) const {
+    const auto rows = static_cast<std::size_t>(x.shape(0));
+    Floats y({rows, weight().out_features});
+    linear_into(reinterpret_cast<std::uintptr_t>(x.data()), reinterpret_cast<std::uintptr_t>(y.mutable_data()), rows,
+                activation, threads);
+    return y;
+  }
+
+  std::string level() const { return isa_name(kernel_.isa); }
+  std::size_t nbytes() const { return packed_.bytes(); }
+
+  static void bind(py::module_& m, const char* name) {
+    py::class_<LinearState>(m, name)
+        .def("linear", &LinearState::linear)
+        .def("linear_into", &LinearState::linear_into)
+        .def("unpack", &LinearState::unpack)
+        .def_property_readonly("level", &LinearState::level)
+        .def_property_readonly("nbytes", &LinearState::nbytes);
+  }
+
+ private:
+  const auto& weight() const { return packed_.weight(); }
+
+  double work_;
+  Kernel<Call> kernel_;
+  Packed packed_;
+};
 
 // One for each file of this folder.
 void bind_bf16(py::module_& m);

@@ -7,38 +7,7 @@
 namespace pycompress {
 namespace {
 
-class CodebookState {
- public:
-  using Call = codebook_linear_call;
-
-  CodebookState(const codebook_parts& parts, Isa level) : kernel_(find<codebook_linear_call>(level)), packed_(parts) {}
-
-  Bytes unpack() const {
-    Bytes result({weight().out_features, weight().in_features});
-    packed_.unpack(result.mutable_data());
-    return result;
-  }
-
-  void run(codebook_linear_call call) const {
-    call.weight = &weight();
-    const codebook_linear_call all = call;
-    const double per_row = static_cast<double>(weight().out_features) * static_cast<double>(weight().in_features) * 2;
-    in_chunks(all.rows, per_row, kernel_.isa, all.threads, [&](std::size_t first, std::size_t rows) {
-      call.rows = rows;
-      call.x = all.x + first * weight().in_features;
-      call.y = all.y + first * weight().out_features;
-      kernel_.run(call);
-    });
-  }
-
-  const codebook_weight& weight() const { return packed_.weight(); }
-  std::string level() const { return isa_name(kernel_.isa); }
-  std::size_t nbytes() const { return packed_.bytes(); }
-
- private:
-  Kernel<codebook_linear_call> kernel_;
-  CodebookPacked packed_;
-};
+using CodebookState = LinearState<codebook_linear_call, CodebookPacked, Bytes>;
 
 using Halves = py::array_t<std::uint16_t, py::array::c_style>;  // fp16 as its bits
 
@@ -60,18 +29,13 @@ std::unique_ptr<CodebookState> pack_codebook(const Bytes& codes, const Bytes& ta
   parts.input_scale = input_scale.value_or(0.0f);
   const Isa level = parse(isa);
   py::gil_scoped_release release;
-  return std::make_unique<CodebookState>(parts, level);
+  return std::make_unique<CodebookState>(2.0, level, parts);
 }
 
 }  // namespace
 
 void bind_codebook(py::module_& m) {
-  py::class_<CodebookState>(m, "CodebookState")
-      .def("linear", &linear<CodebookState>)
-      .def("linear_into", &linear_into<CodebookState>)
-      .def("unpack", &CodebookState::unpack)
-      .def_property_readonly("level", &CodebookState::level)
-      .def_property_readonly("nbytes", &CodebookState::nbytes);
+  CodebookState::bind(m, "CodebookState");
   m.def("pack_codebook", &pack_codebook);
 }
 

@@ -7,38 +7,7 @@
 namespace pycompress {
 namespace {
 
-class Int4State {
- public:
-  using Call = int4_linear_call;
-
-  Int4State(const int4_parts& parts, Isa level) : kernel_(find<int4_linear_call>(level)), packed_(parts) {}
-
-  Bytes unpack() const {
-    Bytes result({weight().out_features, weight().in_features});
-    packed_.unpack(result.mutable_data());
-    return result;
-  }
-
-  void run(int4_linear_call call) const {
-    call.weight = &weight();
-    const int4_linear_call all = call;
-    const double per_row = static_cast<double>(weight().out_features) * static_cast<double>(weight().in_features) * 4;
-    in_chunks(all.rows, per_row, kernel_.isa, all.threads, [&](std::size_t first, std::size_t rows) {
-      call.rows = rows;
-      call.x = all.x + first * weight().in_features;
-      call.y = all.y + first * weight().out_features;
-      kernel_.run(call);
-    });
-  }
-
-  const int4_weight& weight() const { return packed_.weight(); }
-  std::string level() const { return isa_name(kernel_.isa); }
-  std::size_t nbytes() const { return packed_.bytes(); }
-
- private:
-  Kernel<int4_linear_call> kernel_;
-  Int4Packed packed_;
-};
+using Int4State = LinearState<int4_linear_call, Int4Packed, Bytes>;
 
 using Halves = py::array_t<std::uint16_t, py::array::c_style>;  // fp16 as its bits
 using Unsigned = py::array_t<std::uint8_t, py::array::c_style>;
@@ -62,18 +31,13 @@ std::unique_ptr<Int4State> pack_int4(const Bytes& weight, std::size_t group, con
   parts.input_scale = input_scale.value_or(0.0f);
   const Isa level = parse(isa);
   py::gil_scoped_release release;
-  return std::make_unique<Int4State>(parts, level);
+  return std::make_unique<Int4State>(4.0, level, parts);
 }
 
 }  // namespace
 
 void bind_int4(py::module_& m) {
-  py::class_<Int4State>(m, "Int4State")
-      .def("linear", &linear<Int4State>)
-      .def("linear_into", &linear_into<Int4State>)
-      .def("unpack", &Int4State::unpack)
-      .def_property_readonly("level", &Int4State::level)
-      .def_property_readonly("nbytes", &Int4State::nbytes);
+  Int4State::bind(m, "Int4State");
   m.def("pack_int4", &pack_int4);
 }
 
