@@ -44,11 +44,7 @@ struct Comparison : Totals<binary_linear_call> {
     const auto describe = [&] {
       return std::to_string(rows) + " rows, " + std::to_string(out) + " x " + std::to_string(in) + ", activation " + std::to_string(call.activation);
     };
-    for (const float value : Totals::check(solve_at, describe)) {
-      std::uint32_t bits;
-      std::memcpy(&bits, &value, 4);
-      note(value == value ? bits : 0x7fc00000u);
-    }
+    for (const float value : Totals::check(solve_at, describe)) note_float(value);
   }
 };
 

@@ -101,6 +101,13 @@ struct Totals {
 
   void note(std::uint32_t word) { digest = (digest ^ word) * 0x100000001b3u; }
 
+  // The sign of a NaN depends on the architecture.
+  void note_float(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    note(value == value ? bits : 0x7fc00000u);
+  }
+
   // solve(level, threads) returns a vector: the scalar one is returned, and all others must have its bits.
   template <class Solve, class Describe>
   auto check(const Solve& solve, const Describe& describe) {

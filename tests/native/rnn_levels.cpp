@@ -68,11 +68,7 @@ struct Comparison : Totals<int8_rnn_call> {
       return std::string(call.cell == Cell::lstm ? "lstm" : "gru") + " of " + std::to_string(hidden) + " units, " +
              std::to_string(out) + " out, " + std::to_string(steps) + " steps, batch " + std::to_string(batch);
     };
-    for (const float value : Totals::check(solve_at, describe)) {
-      std::uint32_t bits;
-      std::memcpy(&bits, &value, 4);
-      note(value == value ? bits : 0x7fc00000u);
-    }
+    for (const float value : Totals::check(solve_at, describe)) note_float(value);
   }
 };
 
