@@ -15,6 +15,8 @@ namespace {
 using Wide = Narrow;
 constexpr int accumulators = 8;
 constexpr double entry_us = 1e-3;
+constexpr std::size_t strip = 8;
+constexpr auto transpose_strip = transpose8;
 
 #include "../activation.inc"
 //

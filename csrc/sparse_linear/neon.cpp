@@ -13,6 +13,8 @@ namespace {
 #include "vectors_neon.inc"
 
 constexpr double entry_us = 2e-3;
+constexpr std::size_t strip = 8;
+constexpr auto transpose_strip = transpose8;
 
 #include "../activation.inc"
 //

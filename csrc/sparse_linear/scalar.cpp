@@ -9,6 +9,8 @@ namespace {
 #include "vectors_scalar.inc"
 
 constexpr double entry_us = 4e-3;
+constexpr std::size_t strip = 8;
+constexpr auto transpose_strip = transpose8;
 
 #include "../activation.inc"
 //
