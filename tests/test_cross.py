@@ -5,9 +5,11 @@ a plain convolution (native/patches.h), sparse fp32 sums with a chain of fused m
 outputs must not depend on the architecture.
 """
 
+import os
 import platform
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,12 +38,26 @@ def need(request, levels, *programs):
             (pytest.fail if required else pytest.skip)(f"{program} is not installed")
 
 
-def build(compiler, program, sources, *flags):
-    command = [compiler, *FLAGS, *flags, f"tests/native/{program.name}.cpp", *sources, "-pthread", "-o", str(program)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "warning" not in done.stderr, done.stderr[-4000:]
-    return program
+def compile_all(compiler, sources, folder, *flags):
+    """Object files of sources, which all programs of a machine are linked from."""
+
+    def compile_one(source):
+        made = folder / source.replace("/", "_").replace(".cpp", ".o")
+        done = subprocess.run(
+            [compiler, *FLAGS, *flags, "-c", source, "-o", made], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert "warning" not in done.stderr, done.stderr[-4000:]
+        return str(made)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_one, sources))
+
+
+def link(compiler, program, folder, objects, *flags):
+    [main] = compile_all(compiler, [f"tests/native/{program}.cpp"], folder, *flags)
+    subprocess.run([compiler, *flags, main, *objects, "-pthread", "-o", folder / program], cwd=ROOT, check=True)
+    return folder / program
 
 
 def run(*command):
@@ -56,7 +72,7 @@ def kernel_sources():
     operations = ("int8_linear", "int8_rnn", "codebook_linear", "binary_linear", "sparse_linear", "bf16_linear")
     operations += ("sparse_conv",)
     folders = ("csrc", *(f"csrc/{operation}" for operation in operations))
-    return sorted(str(path) for folder in folders for path in ROOT.glob(f"{folder}/*.cpp"))
+    return sorted(str(path.relative_to(ROOT)) for folder in folders for path in ROOT.glob(f"{folder}/*.cpp"))
 
 
 OPERATIONS = {
@@ -82,21 +98,34 @@ def program(request):
     return request.param
 
 
+EMULATED = ["-include", "tests/native/emulated.h"] if platform.machine() == "x86_64" else []
+
+
 @pytest.fixture(scope="module")
-def here(program, tmp_path_factory):
-    """The program for this machine, with replacements for instructions that it may lack."""
+def objects_here(tmp_path_factory):
+    """The kernels for this machine, with replacements for instructions that it may lack."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    emulated = ["-include", "tests/native/emulated.h"] if platform.machine() == "x86_64" else []
-    return build("g++", tmp_path_factory.mktemp("here") / program, kernel_sources(), *emulated)
+    return compile_all("g++", kernel_sources(), tmp_path_factory.mktemp("here"), *EMULATED)
 
 
 @pytest.fixture(scope="module")
-def arm(request, program, tmp_path_factory):
-    """The program for Arm, with everything of csrc that needs no Python in it: all of it must compile."""
+def objects_arm(request, tmp_path_factory):
+    """Everything of csrc that needs no Python in it, for Arm: all of it must compile."""
     need(request, ARM_LEVELS["max"], CROSS, "qemu-aarch64")
     sources = [path for path in ROOT.glob("csrc/**/*.cpp") if path.parent.name != "bind"]
-    return build(CROSS, tmp_path_factory.mktemp("arm") / program, sorted(map(str, sources)), "-static")
+    relative = sorted(str(path.relative_to(ROOT)) for path in sources)
+    return compile_all(CROSS, relative, tmp_path_factory.mktemp("arm"))
+
+
+@pytest.fixture(scope="module")
+def here(program, objects_here, tmp_path_factory):
+    return link("g++", program, tmp_path_factory.mktemp("here"), objects_here, *EMULATED)
+
+
+@pytest.fixture(scope="module")
+def arm(program, objects_arm, tmp_path_factory):
+    return link(CROSS, program, tmp_path_factory.mktemp("arm"), objects_arm, "-static")
 
 
 def test_every_level_of_this_machine(here, program):

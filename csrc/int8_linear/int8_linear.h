@@ -38,16 +38,36 @@ struct int8_sparse {
   std::size_t chunks;            // of int8_sum_chunk inputs
   bool whole_tiles;              // height 32: groups are kept by 16, from a multiple of 16 on (to the end of `in`)
   double density;                // work by that of the dense weight: kept lines by all lines; 1 of a bitmap
-  const std::size_t* starts;     // [strips or, of a bitmap, panels][chunks] + 1: first kept group, step or value
+  const std::size_t* starts;     // [strips or, of a bitmap and steps, panels][chunks] + 1: first kept group, value or step
   const std::uint16_t* groups;   // [kept groups], or [steps] first input / int8_step_align
   const std::uint64_t* masks;    // of a bitmap: [panels][groups][2 tiles], bit b: byte b of the line is not 0
   const std::int8_t* values;     // [kept groups][height / 16] lines, nonzero bytes in the order of the masks, or steps
 };
 
 constexpr std::size_t int8_bitmap = 0;
-// Steps of 16 outputs x 4 weights each, all of inputs among the 64 from the step's first one on: 64 bytes say which, 64 are
-// the weights, 0 where an output has no more of them there. A step begins at a multiple of int8_step_align.
-constexpr std::size_t int8_steps = 1, int8_step_align = 32, int8_step_bytes = 128;
+// Steps of a panel, 4 weights of each of its 32 outputs, all of inputs among the 64 from the step's first one on, a multiple of
+// int8_step_align; 0 where an output has no more of them there. Two steps by two:
+//   [2 steps][64] low bits and [64] high bits of where their inputs are, [2 steps][2 tiles][16 outputs x 4] weights.
+constexpr std::size_t int8_steps = 1, int8_step_align = 16, int8_step_pair = 448;
+
+// A weight of a step: bytes of its pair, and the shifts of its place (input - first input of the step) in two of them. The low
+// four bits of both tiles share a byte; with the high two of tile 1 in the byte before, a rotation brings them beside.
+struct int8_step_slot {
+  std::size_t weight, low, high;
+  unsigned low_shift, high_shift;
+
+  constexpr std::size_t place(const std::int8_t* pair) const {
+    return static_cast<std::size_t>((static_cast<std::uint8_t>(pair[low]) >> low_shift & 15) |
+                                    (static_cast<std::uint8_t>(pair[high]) >> high_shift & 3) << 4);
+  }
+};
+
+// Weight k of 4 of an output in [0, 32), of the first or the second step of a pair.
+constexpr int8_step_slot step_slot(std::size_t step, std::size_t output, std::size_t k) {
+  const std::size_t tile = output / 16, byte = output % 16 * 4;
+  return {192 + step * 128 + tile * 64 + byte + k, step * 64 + byte + k, 128 + byte + (k + tile) % 4,
+          tile == 0 ? 0u : 4u, static_cast<unsigned>(2 * step) + (tile == 0 ? 4u : 0u)};
+}
 
 struct int8_weight {
   std::size_t out_features, in_features;

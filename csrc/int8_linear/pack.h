@@ -118,51 +118,54 @@ class Int8Packed {
     keep(height, whole_tiles, height == int8_bitmap ? 1.0 : static_cast<double>(groups.size()) / all, groups, values);
   }
 
-  // Outputs go on with their weights as far as the output that lags behind most lets a step reach.
+  // Outputs go on with their weights as far as the output that lags behind most lets a step reach. Chunks have whole pairs.
   template <class At>
   void pack_steps(At at) {
-    const std::size_t out = weight_.out_features, in = weight_.in_features;
-    const std::size_t strips = panels_ * 2, chunks = in / int8_sum_chunk + 1;
-    starts_ = Buffer<std::size_t>(strips * chunks + 1);
+    const std::size_t out = weight_.out_features, in = weight_.in_features, chunks = in / int8_sum_chunk + 1;
+    starts_ = Buffer<std::size_t>(panels_ * chunks + 1);
     std::vector<std::uint16_t> first_inputs;
     std::vector<std::int8_t> values;
-    std::vector<std::size_t> inputs[16];
-    for (std::size_t s = 0; s < strips; ++s) {
+    std::vector<std::size_t> inputs[int8_panel];
+    for (std::size_t p = 0; p < panels_; ++p) {
       for (std::size_t i = 0; i < chunks; ++i) {
         const std::size_t first = i * int8_sum_chunk, last = std::min(first + int8_sum_chunk, in);
-        std::size_t done[16] = {}, left = 0;
-        for (std::size_t j = 0; j < 16; ++j) {
+        std::size_t done[int8_panel] = {}, left = 0;
+        for (std::size_t j = 0; j < int8_panel; ++j) {
           inputs[j].clear();
-          if (s * 16 + j >= out) continue;
-          for (std::size_t k = first; k < last; ++k) {
-            const std::int8_t value = at(s * 16 + j, k);
-            sums_.data()[i * panels_ * int8_panel + s * 16 + j] += value;
+          const std::size_t o = p * int8_panel + j;
+          for (std::size_t k = first; k < last && o < out; ++k) {
+            const std::int8_t value = at(o, k);
+            sums_.data()[i * panels_ * int8_panel + o] += value;
             if (value != 0) inputs[j].push_back(k);
           }
           left += inputs[j].size();
         }
         while (left > 0) {
           std::size_t from = last;
-          for (std::size_t j = 0; j < 16; ++j) {
+          for (std::size_t j = 0; j < int8_panel; ++j) {
             if (done[j] < inputs[j].size()) from = std::min(from, inputs[j][done[j]]);
           }
           from = first + (from - first) / int8_step_align * int8_step_align;
+          const std::size_t step = first_inputs.size() % 2;
           first_inputs.push_back(static_cast<std::uint16_t>((from - first) / int8_step_align));
-          values.resize(values.size() + int8_step_bytes);
-          std::int8_t* step = values.data() + values.size() - int8_step_bytes;
-          for (std::size_t j = 0; j < 16; ++j) {
+          if (step == 0) values.resize(values.size() + int8_step_pair);
+          std::int8_t* pair = values.data() + values.size() - int8_step_pair;
+          for (std::size_t j = 0; j < int8_panel; ++j) {
             for (std::size_t k = 0; k < 4 && done[j] < inputs[j].size() && inputs[j][done[j]] < from + 64; ++k, --left) {
-              const std::size_t input = inputs[j][done[j]++];
-              step[j * 4 + k] = static_cast<std::int8_t>(input - from);
-              step[64 + j * 4 + k] = at(s * 16 + j, input);
+              const std::size_t input = inputs[j][done[j]++], place = input - from;
+              const int8_step_slot slot = step_slot(step, j, k);
+              pair[slot.weight] = at(p * int8_panel + j, input);
+              pair[slot.low] = static_cast<std::int8_t>(pair[slot.low] | (place & 15) << slot.low_shift);
+              pair[slot.high] = static_cast<std::int8_t>(pair[slot.high] | place >> 4 << slot.high_shift);
             }
           }
         }
-        starts_.data()[s * chunks + i + 1] = first_inputs.size();
+        if (first_inputs.size() % 2 == 1) first_inputs.push_back(0);
+        starts_.data()[p * chunks + i + 1] = first_inputs.size();
       }
     }
     // Two instructions for what is one of the dense weight.
-    const double lines = static_cast<double>(std::max<std::size_t>(1, strips * weight_.groups));
+    const double lines = static_cast<double>(std::max<std::size_t>(1, panels_ * weight_.groups));
     keep(int8_steps, false, 2 * static_cast<double>(first_inputs.size()) / lines, first_inputs, values);
   }
 
@@ -230,16 +233,20 @@ class Int8Packed {
       return;
     }
     const bool steps = kept.height == int8_steps;
-    const std::size_t height = steps ? 16 : kept.height;
+    const std::size_t height = steps ? int8_panel : kept.height;
     for (std::size_t s = 0; s < panels_ * int8_panel / height; ++s) {
       for (std::size_t i = 0; i < kept.chunks; ++i) {
         for (std::size_t k = kept.starts[s * kept.chunks + i]; k < kept.starts[s * kept.chunks + i + 1]; ++k) {
           const std::size_t input = i * int8_sum_chunk + kept.groups[k] * (steps ? int8_step_align : 4);
-          for (std::size_t b = 0; b < height * 4; ++b, ++value) {
-            if (*value != 0 && !steps) put(s * height + b / 4, input + b % 4, *value);
-            if (steps && value[64] != 0) put(s * height + b / 4, input + static_cast<std::size_t>(*value), value[64]);
+          for (std::size_t b = 0; b < height * 4; ++b) {
+            if (!steps) {
+              put(s * height + b / 4, input + b % 4, *value++);
+              continue;
+            }
+            const std::int8_t* pair = kept.values + k / 2 * int8_step_pair;
+            const int8_step_slot slot = step_slot(k % 2, b / 4, b % 4);
+            if (pair[slot.weight] != 0) put(s * height + b / 4, input + slot.place(pair), pair[slot.weight]);
           }
-          if (steps) value += 64;
         }
       }
     }
