@@ -14,7 +14,10 @@ namespace {
 
 constexpr double entry_us = 2e-3;
 constexpr std::size_t strip = 8;
-constexpr auto transpose_strip = transpose8;
+constexpr bool strip_adds = false;
+void transpose_strip(const float* from, std::size_t from_stride, const float*, float* to, std::size_t to_stride) {
+  transpose8(from, from_stride, to, to_stride);
+}
 
 #include "../activation.inc"
 //
