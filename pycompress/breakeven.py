@@ -76,7 +76,7 @@ DEFAULTS: dict[str, list[BreakEven]] = {
     "avxvnni": _defaults((0.3, 0.3, 0.3, 0.3), _NO_BITMAP),
     "avx512": _defaults((0.3, 0.3, 0.3, 0.3), _NO_BITMAP),
     "avx512vnni": _defaults((0.3, 0.4, 0.3, 0.3), _NO_BITMAP),
-    "avx512icl": _defaults((0.3, 0.4, 0.3, 0.3), (0.6, 0.65, 0.6, 0.6)),
+    "avx512icl": _defaults((0.3, 0.4, 0.3, 0.3), (0.5, 0.5, 0.5, 0.5)),
     "amx": _defaults((0.3, 0.3, 0.4, 0.55), (0.5, 0.5, 0.5, 0.85)),  # of a prototype
     "numba": _defaults((0.5, 0.5, 0.5, 0.5), _NO_BITMAP),
 }
