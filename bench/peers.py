@@ -4,12 +4,12 @@ Every row of the table is one problem: what we take, what each peer takes (media
 ratio to beat with its 95 % interval: baseline / ours. The baseline is the fastest eligible peer of that very row, the
 one with the lowest median. Eligible are the int8 peers for int8_linear and ffn, the int4 ones for int4_linear, torch
 fp32 and our own Int8 and Int4 for small_linear, torch's dynamic int8 for rnn, torch fp32 for int8_conv, sparse_linear
-and sparse_conv (there for int8 values our own dense int8), our own unstructured format for sparse_blocks (batches of
-128 on; the goal is 1.3), torch and SciPy CSR for spmm (rows are columns of the dense matrix there), for scoring one
-read of the data, torch or torch.kthvalue, each with a goal of its own (1/1.5, 1/1.3, 1/2.5, 40); the others stand in
-the table. limit_share is what the limits measured in the same run would allow (multiplications, or bytes read from
-where the weights lie), over what we take. Exit code 1: some ratio is below its goal. Exit code 2: wrong arguments, or a
-contestant failed.
+and sparse_conv (there for int8 values our own dense int8), an unstructured weight of ours that is as sparse for
+sparse_blocks (batches of 128 on; the goal is 1.3), torch and SciPy CSR for spmm (rows are columns of the dense matrix
+there), for scoring one read of the data, torch or torch.kthvalue, each with a goal of its own (1/1.5, 1/1.3, 1/2.5,
+40); the others stand in the table. limit_share is what the limits measured in the same run would allow
+(multiplications, or bytes read from where the weights lie), over what we take. Exit code 1: some ratio is below its
+goal. Exit code 2: wrong arguments, or a contestant failed.
 
 Each number of threads is measured in a process of its own. Peers that are not installed are left out. With --level the
 peers are limited too, in that process, as far as their libraries can be: ONNX Runtime and OpenVINO cannot, so that

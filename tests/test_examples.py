@@ -77,12 +77,13 @@ def test_patterns_on_images_made_here(tmp_path, monkeypatch, capsys):
     quick = patterns.side_by_side
     monkeypatch.setattr(patterns, "side_by_side", lambda models, inputs, samples: quick(models, inputs, samples=6))
     threads = torch.get_num_threads()
-    for step in ("train", "time", "show"):
-        arguments = [step, "--model", "lenet_300_100", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    for step in (("train", "--epochs", "6", "--pick", "16x4 50%"), ("train",), ("time",), ("show",)):
+        arguments = [*step, "--model", "lenet_300_100", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
         monkeypatch.setattr(sys, "argv", ["patterns.py", *arguments])
         patterns.main()
+        found = json.loads((tmp_path / "out" / "lenet_300_100" / "accuracy.json").read_text())
+        assert "16x4 50%" in found and ("--pick" not in step or set(found) == {"original", "16x4 50%"})
     torch.set_num_threads(threads)
-    found = json.loads((tmp_path / "out" / "lenet_300_100" / "accuracy.json").read_text())
     assert set(found) == {"original", *(f"{name} 50%" for name in kinds)}
     assert all(row["kept"] == pytest.approx(0.5, abs=0.02) for key, row in found.items() if key != "original")
     assert all(row["scores"]["accuracy"] > 0.9 for key, row in found.items() if key != "original")
