@@ -88,12 +88,8 @@ def rotated_bytes() -> int:
 
 
 def copies(nbytes: int) -> int:
-    """How many copies of a weight fill the tier: a layer of a real model does not find its weights in L2.
-
-    Of a cache no more than fit, or a smaller weight would come from beyond the cache that a larger one is in.
-    """
-    fill = rotated_bytes() / max(nbytes, 1)
-    return max(1, min(MAX_COPIES, math.ceil(fill) if _tier == "DRAM" else int(fill)))
+    """How many copies of a weight fill the tier: a layer of a real model does not find its weights in L2."""
+    return max(1, min(MAX_COPIES, math.ceil(rotated_bytes() / max(nbytes, 1))))
 
 
 class _Rotating:
