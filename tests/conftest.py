@@ -1,6 +1,7 @@
 """Options and fixtures of the tests."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def pytest_configure(config):
     here = [Path(pycompress.__file__).parent.parent, Path(__file__).parent]
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, here))
     os.environ["PYTHONSAFEPATH"] = "1"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts the tests in the background
     known = {part for implementation in cases.implementations() for part in implementation.split("/")}
     known |= {"neon", "neondot", "i8mm"}  # in test_cross.py, under qemu
     for name in config.getoption("--require-backend"):
