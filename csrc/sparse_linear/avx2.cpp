@@ -15,13 +15,10 @@ namespace {
 using Wide = Narrow;
 constexpr int accumulators = 8;
 constexpr double entry_us = 1e-3;
-constexpr std::size_t strip = 8;
-constexpr bool strip_adds = false;  // 4096 x 4096, single outputs: 0.97
-void transpose_strip(const float* from, std::size_t from_stride, const float*, float* to, std::size_t to_stride) {
-  transpose8(from, from_stride, to, to_stride);
-}
 
 #include "../activation.inc"
+//
+#include "strip8.inc"
 //
 #include "blocks.inc"
 //

@@ -9,13 +9,10 @@ namespace {
 #include "vectors_scalar.inc"
 
 constexpr double entry_us = 4e-3;
-constexpr std::size_t strip = 8;
-constexpr bool strip_adds = false;
-void transpose_strip(const float* from, std::size_t from_stride, const float*, float* to, std::size_t to_stride) {
-  transpose8(from, from_stride, to, to_stride);
-}
 
 #include "../activation.inc"
+//
+#include "strip8.inc"
 //
 #include "blocks.inc"
 //
