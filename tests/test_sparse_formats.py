@@ -45,6 +45,20 @@ def test_a_block_shape_changes_no_number(rng, format, in_blocks):
         np.testing.assert_array_equal(kernels.linear(x, packed, "relu"), kernels.linear(x, plain, "relu"))
 
 
+@pytest.mark.parametrize("density", [0.6, 0.1, 0.005])
+def test_few_rows_have_the_bits_of_many_and_no_trace_of_what_is_pruned(rng, density, implementation):
+    weight = weight_in_blocks(rng, (1, 1), 101, 203, density)
+    weight[:50, 7] = 0
+    packed = kernels.pack(weight, Sparse(), rng.standard_normal(101).astype(np.float32))
+    x = rng.standard_normal((40, 203)).astype(np.float32)
+    expected = kernels.linear(x, packed, "gelu")
+    for rows in range(10):
+        np.testing.assert_array_equal(kernels.linear(x[:rows], packed, "gelu"), expected[:rows])
+    x[:, 7] = np.inf
+    for rows in range(1, 10):
+        np.testing.assert_array_equal(kernels.linear(x[:rows], packed, "gelu")[:, :50], expected[:rows, :50])
+
+
 @pytest.mark.parametrize("format", FORMATS, ids=str)
 def test_copies_files_and_exported_bytes_keep_the_bits(rng, format, tmp_path):
     weight = weight_in_blocks(rng, format.block)

@@ -159,7 +159,9 @@ class SparseState {
   SparseState(const Floats& weight, const std::optional<Floats>& bias, std::size_t height, Isa level)
       : kernel(find<sparse_linear_call>(level)),
         packed_(weight.data(), bias ? bias->data() : nullptr, static_cast<std::size_t>(weight.shape(0)),
-                static_cast<std::size_t>(weight.shape(1)), height) {}
+                static_cast<std::size_t>(weight.shape(1)), height) {
+    if (kernel.isa == Isa::avx512) packed_.add_steps(weight.data());
+  }
 
   Floats unpack() const {
     Floats result({weight().out_features, weight().in_features});

@@ -51,10 +51,12 @@ void transpose_strip(const float* from, std::size_t from_stride, const float* bi
 #include "blocks.inc"
 //
 #include "loop.inc"
+//
+#include "steps_avx512.inc"
 
 }  // namespace
 
-void sparse_linear_avx512(const sparse_linear_call& call) { run(call); }
+void sparse_linear_avx512(const sparse_linear_call& call) { run_few(call); }
 
 }  // namespace pycompress
 PYCOMPRESS_END

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "../buffer.h"
 #include "sparse_linear.h"
+#include "steps.h"
 
 namespace pycompress {
 
@@ -57,7 +59,14 @@ class SparsePackedOf {
   const sparse_weight_of<Value>& weight() const { return weight_; }
   std::size_t bytes() const {
     return parts_.size() * sizeof(sparse_part) + runs_.size() * sizeof(sparse_run) + outputs_.size() +
-           columns_.size() + values_.bytes() + bias_.bytes();
+           columns_.size() + values_.bytes() + bias_.bytes() + (steps_ ? steps_->bytes() : 0);
+  }
+
+  // The same weight as steps too (sparse_linear.h), where they can hold it.
+  void add_steps(const float* weight) {
+    if (height_ > 1 || weight_.in_features > SparseSteps::most_inputs) return;
+    steps_.emplace(weight, weight_.out_features, weight_.in_features);
+    weight_.steps = &steps_->steps();
   }
 
  private:
@@ -105,6 +114,7 @@ class SparsePackedOf {
   std::vector<Value> list_;  // values while they are collected
   Buffer<Value> values_;
   Buffer<float> bias_;
+  std::optional<SparseSteps> steps_;
   sparse_weight_of<Value> weight_;
 };
 

@@ -14,6 +14,8 @@
 // [entry][height] follow in that order, each group's entries together: one sequential stream without a branch that is
 // hard to predict. Several groups of one run are computed at a time.
 //
+// A few rows of a weight without groups, AVX-512: its weights are held a second time, as sparse_steps.
+//
 // Activations: panels of 8 to 64 rows, transposed to [in][rows of the panel]; a single row is used as it is. Between the
 // layers of a chain they stay so: the sums of one layer are the panels of the next.
 //
@@ -26,7 +28,8 @@
 //   What takes time are rows of y that are a multiple of 4 KiB apart, not memory.
 // - 64 rows x 8 columns at a time into panels, instead of 8 rows x 64: 1.05 to 1.14 with 3072 inputs.
 //
-// Threads: over tiles and panels; one thread goes panel by panel. Cost: 5 bytes and 2 * rows operations for a stored weight.
+// Threads: over tiles and panels; one thread goes panel by panel. Cost: 5 bytes and 2 * rows operations for a stored weight;
+// as a step 5 to 6.5 bytes (70 to 95 % zeros).
 // Sources: sorted slices, Kreutzer et al. 2014 (SELL-C-sigma); panels: merge of CSB (Buluc et al. 2009) blocking.
 #pragma once
 
@@ -48,6 +51,22 @@ struct sparse_run {
   std::uint16_t groups;
 };
 
+// The weights for a few rows: panels of 32 outputs, each as steps in ascending order of inputs. A step holds at most one
+// weight of an output, of inputs among the 32 from its first one on, a multiple of 16: two lines of activations, in which
+// a permutation finds the input by its lowest five bits.
+constexpr std::size_t sparse_panel = 32, sparse_line = 16, sparse_steps_group = 6, sparse_place_bits = 5;
+
+struct sparse_steps {
+  std::size_t panels;            // ceil(out / 32)
+  std::size_t steps;
+  const std::size_t* starts;     // [panels + 1]: first step of a panel, a multiple of 6
+  const std::size_t* firsts;     // [panels]: first of its values
+  const std::uint16_t* lines;    // [steps]: first input / 16
+  const std::uint16_t* masks;    // [steps][2]: which of 16 outputs have a weight in the step
+  const std::uint32_t* places;   // [steps / 6][32 outputs]: input % 32 of step k of six, from bit 5 k on
+  const float* values;           // [weights] by steps, then outputs
+};
+
 template <class Value>
 struct sparse_weight_of {
   std::size_t out_features, in_features;
@@ -60,6 +79,7 @@ struct sparse_weight_of {
   const std::uint8_t* columns;
   const Value* values;          // [entries][height]
   const float* bias;            // [out], zeros without a bias
+  const sparse_steps* steps = nullptr;  // the same weights, or none
 };
 
 using sparse_weight = sparse_weight_of<float>;

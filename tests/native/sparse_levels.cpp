@@ -43,7 +43,8 @@ Problem random_problem(Random& random, std::size_t rows, bool integers) {
 
 struct Comparison : Totals<sparse_linear_call> {
   void check(const Problem& p) {
-    const SparsePacked packed(p.weight.data(), p.bias.data(), p.out, p.in, p.height);
+    SparsePacked packed(p.weight.data(), p.bias.data(), p.out, p.in, p.height);
+    packed.add_steps(p.weight.data());
     const auto solve = [&](const auto& level, int threads) {
       Guarded<float> x(p.x.size()), y(p.rows * p.out);
       std::copy(p.x.begin(), p.x.end(), x.data());
