@@ -52,18 +52,18 @@ struct sparse_run {
 };
 
 // The weights for a few rows: panels of 32 outputs, each as steps in ascending order of inputs. A step holds at most one
-// weight of an output, of inputs among the 32 from its first one on, a multiple of 16: two lines of activations, in which
-// a permutation finds the input by its lowest five bits.
-constexpr std::size_t sparse_panel = 32, sparse_line = 16, sparse_steps_group = 6, sparse_place_bits = 5;
+// weight of an output, of inputs among the 32 from its first one on, a multiple of 8.
+constexpr std::size_t sparse_panel = 32, sparse_window = 32, sparse_step_align = 8;
+constexpr std::size_t sparse_steps_group = 6, sparse_place_bits = 5;
 
 struct sparse_steps {
   std::size_t panels;            // ceil(out / 32)
   std::size_t steps;
   const std::size_t* starts;     // [panels + 1]: first step of a panel, a multiple of 6
   const std::size_t* firsts;     // [panels]: first of its values
-  const std::uint16_t* lines;    // [steps]: first input / 16
-  const std::uint16_t* masks;    // [steps][2]: which of 16 outputs have a weight in the step
-  const std::uint32_t* places;   // [steps / 6][32 outputs]: input % 32 of step k of six, from bit 5 k on
+  const std::uint16_t* inputs;   // [steps]: first input / 8
+  const std::uint32_t* masks;    // [steps]: which outputs have a weight in the step
+  const std::uint32_t* places;   // [steps / 6][32 outputs]: input - first input in step k of six, from bit 5 k on
   const float* values;           // [weights] by steps, then outputs
 };
 

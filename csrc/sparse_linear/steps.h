@@ -13,7 +13,7 @@ namespace pycompress {
 
 class SparseSteps {
  public:
-  static constexpr std::size_t most_inputs = sparse_line << 16;
+  static constexpr std::size_t most_inputs = sparse_step_align << 16;
 
   SparseSteps(const float* weight, std::size_t out, std::size_t in) : panels_((out + sparse_panel - 1) / sparse_panel) {
     starts_ = Buffer<std::size_t>(panels_ + 1);
@@ -23,26 +23,26 @@ class SparseSteps {
       firsts_.data()[p] = lists.values.size();
       const std::size_t first = p * sparse_panel;
       add_panel(weight + first * in, std::min(sparse_panel, out - first), in, lists);
-      starts_.data()[p + 1] = lists.lines.size();
+      starts_.data()[p + 1] = lists.inputs.size();
     }
-    keep(lists.lines, lines_);
+    keep(lists.inputs, inputs_);
     keep(lists.masks, masks_);
     keep(lists.places, places_);
     keep(lists.values, values_);
-    steps_ = {panels_,       lists.lines.size(), starts_.data(), firsts_.data(),
-              lines_.data(), masks_.data(),      places_.data(), values_.data()};
+    steps_ = {panels_,       lists.inputs.size(), starts_.data(), firsts_.data(),
+              inputs_.data(), masks_.data(),      places_.data(), values_.data()};
   }
   SparseSteps(const SparseSteps&) = delete;
 
   const sparse_steps& steps() const { return steps_; }
   std::size_t bytes() const {
-    return starts_.bytes() + firsts_.bytes() + lines_.bytes() + masks_.bytes() + places_.bytes() + values_.bytes();
+    return starts_.bytes() + firsts_.bytes() + inputs_.bytes() + masks_.bytes() + places_.bytes() + values_.bytes();
   }
 
  private:
   struct Lists {
-    std::vector<std::uint16_t> lines, masks;
-    std::vector<std::uint32_t> places;
+    std::vector<std::uint16_t> inputs;
+    std::vector<std::uint32_t> masks, places;
     std::vector<float> values;
   };
 
@@ -63,27 +63,26 @@ class SparseSteps {
       for (std::size_t o = 0; o < outputs; ++o) {
         if (done[o] < inputs[o].size()) first = std::min<std::size_t>(first, inputs[o][done[o]]);
       }
-      const std::size_t line = first / sparse_line;
+      first -= first % sparse_step_align;
       if (step == 0) lists.places.resize(lists.places.size() + sparse_panel);
       std::uint32_t* places = lists.places.data() + lists.places.size() - sparse_panel;
       std::uint32_t mask = 0;
       for (std::size_t o = 0; o < outputs; ++o) {
-        if (done[o] == inputs[o].size() || inputs[o][done[o]] >= (line + 2) * sparse_line) continue;
+        if (done[o] == inputs[o].size() || inputs[o][done[o]] >= first + sparse_window) continue;
         const std::size_t i = inputs[o][done[o]++];
-        places[o] |= static_cast<std::uint32_t>(i % (2 * sparse_line) << step * sparse_place_bits);
+        places[o] |= static_cast<std::uint32_t>((i - first) << step * sparse_place_bits);
         lists.values.push_back(weight[o * in + i]);
         mask |= std::uint32_t{1} << o;
         --left;
       }
-      add_step(static_cast<std::uint16_t>(line), mask, lists);
+      add_step(first / sparse_step_align, mask, lists);
     }
     for (; step % sparse_steps_group > 0; ++step) add_step(0, 0, lists);
   }
 
-  static void add_step(std::uint16_t line, std::uint32_t mask, Lists& lists) {
-    lists.lines.push_back(line);
-    lists.masks.push_back(static_cast<std::uint16_t>(mask));
-    lists.masks.push_back(static_cast<std::uint16_t>(mask >> 16));
+  static void add_step(std::size_t first, std::uint32_t mask, Lists& lists) {
+    lists.inputs.push_back(static_cast<std::uint16_t>(first));
+    lists.masks.push_back(mask);
   }
 
   template <class T>
@@ -94,8 +93,8 @@ class SparseSteps {
 
   std::size_t panels_;
   Buffer<std::size_t> starts_, firsts_;
-  Buffer<std::uint16_t> lines_, masks_;
-  Buffer<std::uint32_t> places_;
+  Buffer<std::uint16_t> inputs_;
+  Buffer<std::uint32_t> masks_, places_;
   Buffer<float> values_;
   sparse_steps steps_;
 };
