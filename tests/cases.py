@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import cases_arrays
 import cases_codebook
 import cases_convolution
 import cases_int4
@@ -246,109 +247,6 @@ def _matmul_truth(problem: dict[str, Any]) -> np.ndarray:
     return (problem["a"].astype(np.int64) @ problem["b"].astype(np.int64)).astype(np.int32)
 
 
-def _array_of_any_rank(rng: np.random.Generator, a: int, b: int, c: int) -> tuple[np.ndarray, int | None]:
-    rank = int(rng.integers(1, 4))
-    x = floats(rng, *((b,), (a, b), (min(a, 9), b, min(c, 33)))[rank - 1])
-    return x, None if rng.random() < 0.4 else int(rng.integers(-rank, rank))
-
-
-def _quantize(rng: np.random.Generator, a: int, b: int, c: int) -> dict[str, Any]:
-    x, axis = _array_of_any_rank(rng, a, b, c)
-    scheme = "symmetric" if rng.random() < 0.5 else "affine"
-    if scheme == "affine" and rng.random() < 0.3:
-        x = x + np.float32(rng.normal() * 100)
-    signed = scheme == "symmetric" or bool(rng.random() < 0.5)
-    return {"x": x, "bits": int(rng.integers(2, 17)), "scheme": scheme, "signed": signed, "axis": axis}
-
-
-def _per_group(x: np.ndarray, axis: int | None, reduce: Callable[..., Any], empty: float) -> np.ndarray:
-    if axis is None:
-        return np.float32(reduce(x) if x.size else empty)
-    others = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
-    some = all(x.shape[i] for i in others)
-    return reduce(x, axis=others) if some else np.full(x.shape[axis], empty, np.float32)
-
-
-def _along(vector: np.ndarray, axis: int | None, ndim: int) -> np.ndarray:
-    if axis is None:
-        return vector
-    return vector.reshape([-1 if i == axis % ndim else 1 for i in range(ndim)])
-
-
-def _quantize_truth(problem: dict[str, Any]) -> tuple[np.ndarray, ...]:
-    """The written formula, in fp32 step by step, on the array as it is."""
-    x, axis, bits_ = problem["x"], problem["axis"], problem["bits"]
-    smallest, largest = (_per_group(x, axis, reduce, 0) for reduce in (np.min, np.max))
-    low = -(2 ** (bits_ - 1)) if problem["signed"] else 0
-    if problem["scheme"] == "symmetric":
-        low, high = low + 1, -low - 1
-        span, steps = np.maximum(np.abs(smallest), np.abs(largest)), high
-    else:
-        high = low + 2**bits_ - 1
-        span, steps = largest - smallest, high - low
-    scale = span / np.float32(steps)
-    scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale).astype(np.float32)
-    offset = np.zeros_like(scale) if problem["scheme"] == "symmetric" else np.float32(low) - smallest / scale
-    q = np.rint(x / _along(scale, axis, x.ndim) + _along(offset, axis, x.ndim))
-    dtype = np.dtype(f"{'' if problem['signed'] else 'u'}int{8 if bits_ <= 8 else 16}")
-    return np.clip(q, low, high).astype(dtype), scale, offset.astype(np.float32)
-
-
-def _dequantize(rng: np.random.Generator, a: int, b: int, c: int) -> dict[str, Any]:
-    x, axis = _array_of_any_rank(rng, a, b, c)
-    dtype = np.dtype(rng.choice(["int8", "uint8", "int16", "uint16"]))
-    info = np.iinfo(dtype)
-    values = rng.integers(info.min, info.max + 1, x.shape).astype(dtype)
-    shape = () if axis is None else (x.shape[axis],)
-    scale = rng.uniform(1e-3, 10, shape).astype(np.float32)
-    zero_point = np.asarray(rng.normal(size=shape) * 100, np.float32)
-    return {"values": values, "scale": np.asarray(scale), "zero_point": zero_point, "axis": axis}
-
-
-def _dequantize_truth(problem: dict[str, Any]) -> np.ndarray:
-    q, axis = problem["values"].astype(np.float32), problem["axis"]
-    return (q - _along(problem["zero_point"], axis, q.ndim)) * _along(problem["scale"], axis, q.ndim)
-
-
-def _kth_magnitude(rng: np.random.Generator, a: int, b: int, c: int) -> dict[str, Any]:
-    arrays = [floats(rng, n) for n in (a, b, c, 1)] + [floats(rng, min(a, 20), b)]
-    if rng.random() < 0.4:  # ties
-        arrays = [np.rint(array / max(float(np.abs(array).max(initial=1)), 1e-30) * 4) for array in arrays]
-    if rng.random() < 0.2:
-        arrays[3][0] = rng.choice([np.inf, -np.inf])
-    return {"tensors": arrays, "k": int(rng.integers(1, sum(array.size for array in arrays) + 1))}
-
-
-def _kth_truth(problem: dict[str, Any]) -> float:
-    return float(np.sort(np.abs(np.concatenate([array.ravel() for array in problem["tensors"]])))[problem["k"] - 1])
-
-
-def _threshold(rng: np.random.Generator, a: int, b: int, c: int) -> dict[str, Any]:
-    array, _ = _array_of_any_rank(rng, a, b, c)
-    if array.size and rng.random() < 0.7:  # the very value of an entry, or one beside it
-        threshold = float(np.abs(rng.choice(array.ravel())))
-        threshold *= float(rng.choice([1, 1 + 1e-9, 1 - 1e-9]))
-    else:
-        threshold = float(rng.choice([0, 1e-30, 1, np.inf]))
-    return {"array": array, "threshold": threshold}
-
-
-def _run_threshold(problem: dict[str, Any]) -> tuple[Any, ...]:
-    array = problem["array"].copy(order="K") if problem["array"].flags.c_contiguous else _strided(problem["array"])
-    return kernels.apply_threshold(array, problem["threshold"]), array
-
-
-def _strided(array: np.ndarray) -> np.ndarray:
-    wide = np.full((*array.shape, 2), 7, np.float32)
-    wide[..., 0] = array
-    return wide[..., 0]
-
-
-def _threshold_truth(problem: dict[str, Any]) -> tuple[Any, ...]:
-    small = np.abs(problem["array"].astype(np.float64)) <= problem["threshold"]
-    return int(small.sum()), np.where(small, np.float32(0), problem["array"])
-
-
 OPERATIONS = {
     operation.name: operation
     for operation in (
@@ -400,8 +298,12 @@ OPERATIONS = {
         Operation("gru", functools.partial(cases_recurrent.make, "gru"), cases_recurrent.run, cases_recurrent.truth),
         Operation("spmm", cases_sparse.make, cases_sparse.run, cases_sparse.truth, cases_sparse.tolerance),
         Operation("int8_matmul", _int8_matmul, lambda p: kernels.int8_matmul(**p), _matmul_truth),
-        Operation("quantize", _quantize, lambda p: tuple(kernels.quantize(**p)), _quantize_truth),
-        Operation("dequantize", _dequantize, lambda p: kernels.dequantize(**p), _dequantize_truth),
+        Operation(
+            "quantize", cases_arrays.quantize, lambda p: tuple(kernels.quantize(**p)), cases_arrays.quantize_truth
+        ),
+        Operation(
+            "dequantize", cases_arrays.dequantize, lambda p: kernels.dequantize(**p), cases_arrays.dequantize_truth
+        ),
         *(
             Operation(
                 name,
@@ -412,8 +314,10 @@ OPERATIONS = {
             )
             for power, name in ((1, "l1_scores"), (2, "l2_scores"))
         ),
-        Operation("kth_magnitude", _kth_magnitude, lambda p: kernels.kth_magnitude(**p), _kth_truth),
-        Operation("apply_threshold", _threshold, _run_threshold, _threshold_truth),
+        Operation(
+            "kth_magnitude", cases_arrays.kth_magnitude, lambda p: kernels.kth_magnitude(**p), cases_arrays.kth_truth
+        ),
+        Operation("apply_threshold", cases_arrays.threshold, cases_arrays.run_threshold, cases_arrays.threshold_truth),
         Operation(
             "norms",
             cases_selection.norms,

@@ -1,7 +1,8 @@
 """Every public name: hints, a docstring with an example, and wrong arguments that are refused by name.
 
-The wrong values come from the kind of each argument (wrong_values.py, public_calls.py). A new public name without a
-line in CALLS fails the tests, and so does a new argument. pycompress.kernels has test_kernel_inputs.py.
+The wrong values come from the kind of each argument (wrong_values.py, public_calls.py, public_calls_training.py). A new
+public name without a line in CALLS fails the tests, and so does a new argument. pycompress.kernels has
+test_kernel_inputs.py.
 """
 
 import functools
@@ -13,14 +14,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import public_calls
+import public_calls_training
 import pytest
 import torch
-from public_calls import ALSO, CALLS, DATA, ENTROPY, NONE_IS_LEGAL
+from public_calls import ALSO, DATA, ENTROPY
 from torch import nn
 from wrong_values import INPUTS, model, refusal, shown, state, wrong_values
 
 import pycompress as pc
 
+CALLS = public_calls.CALLS | public_calls_training.CALLS
+NONE_IS_LEGAL = public_calls.NONE_IS_LEGAL | public_calls_training.NONE_IS_LEGAL
 PUBLIC = [name for name in pc.__all__ if name not in ("__version__", "kernels", "observers", "scores")]
 PUBLIC += [f"scores.{name}" for name in pc.scores.__all__]
 PUBLIC += [f"observers.{name}" for name in pc.observers.__all__]

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_recurrent import INPUTS, KINDS, Tagger, flat, layer_of, same
+from test_recurrent import KINDS, flat, layer_of, same
+from test_recurrent_models import INPUTS, Tagger
 from test_torch_ops import forged
 from torch import nn
 from torch._subclasses import FakeTensorMode
