@@ -108,10 +108,6 @@ def nan_model():
     return model
 
 
-def conv_model():
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
