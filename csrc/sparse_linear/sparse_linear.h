@@ -9,10 +9,10 @@
 // block are multiplied: the same numbers for finite activations.
 //
 // Layout: outputs in tiles of `tile` (at most 256), inputs in blocks of 256, so that an entry is a u8 column and
-// `height` fp32 values. Inside a (tile, block) the groups that have entries are sorted by their count; `runs` say how many groups have
-// which count, `outputs` (u8, the first of each group inside the tile) in which order they come, and columns and values
-// [entry][height] follow in that order, each group's entries together: one sequential stream without a branch that is
-// hard to predict. Several groups of one run are computed at a time.
+// `height` fp32 values. Inside a (tile, block) the groups that have entries are sorted by their count; `runs` say how many
+// groups have which count, `outputs` (u8, the first of each group inside the tile) in which order they come, and columns and
+// values [entry][height] follow in that order, each group's entries together: one sequential stream without a branch that
+// is hard to predict. Several groups of one run are computed at a time.
 //
 // A few rows of a weight without groups, AVX-512: its weights are held a second time, as sparse_steps.
 //
