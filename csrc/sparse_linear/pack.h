@@ -62,9 +62,11 @@ class SparsePackedOf {
            columns_.size() + values_.bytes() + bias_.bytes() + (steps_ ? steps_->bytes() : 0);
   }
 
-  // The same weight as steps too (sparse_linear.h), where they can hold it.
+  // The same weight as steps too (sparse_linear.h), where they can hold it and both, 10 bytes for a value that is not zero,
+  // take no more memory than the dense weight.
   void add_steps(const float* weight) {
     if (height_ > 1 || weight_.in_features > SparseSteps::most_inputs) return;
+    if (10 * weight_.stored > 4 * weight_.out_features * weight_.in_features) return;
     steps_.emplace(weight, weight_.out_features, weight_.in_features);
     weight_.steps = &steps_->steps();
   }

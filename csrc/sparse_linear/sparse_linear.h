@@ -14,7 +14,7 @@
 // values [entry][height] follow in that order, each group's entries together: one sequential stream without a branch that
 // is hard to predict. Several groups of one run are computed at a time.
 //
-// A few rows of a weight without groups, AVX-512: its weights are held a second time, as sparse_steps.
+// A few rows of a weight without groups, AVX-512, from 60 % zeros on: its weights are held a second time, as sparse_steps.
 //
 // Activations: panels of 8 to 64 rows, transposed to [in][rows of the panel]; a single row is used as it is. Between the
 // layers of a chain they stay so: the sums of one layer are the panels of the next.
