@@ -121,7 +121,13 @@ def test_memory_is_close_to_what_the_weight_needs(implementation):
     weight = np.ones((640, 640), np.float32)
     assert kernels.pack(weight, Int8()).nbytes < 1.1 * weight.size + 10_000
     weight[np.random.default_rng(1).random(weight.shape) < 0.9] = 0
-    assert kernels.pack(weight, Sparse()).nbytes < 9 * np.count_nonzero(weight) + 10_000
+    assert kernels.pack(weight, Sparse()).nbytes < 12 * np.count_nonzero(weight) + 10_000  # in two layouts on AVX-512
+
+
+@pytest.mark.parametrize("density", [0.3, 0.39, 0.45])
+def test_half_empty_weights_take_no_more_memory_than_dense_ones(density, implementation):
+    weight = np.where(np.random.default_rng(2).random((640, 640)) < density, np.float32(1), np.float32(0))
+    assert kernels.pack(weight, Sparse()).nbytes < 1.01 * weight.nbytes + 10_000
 
 
 def test_unpack_gives_the_weight_that_is_multiplied_with(implementation):

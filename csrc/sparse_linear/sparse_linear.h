@@ -26,6 +26,8 @@
 // - Fetching values ahead for single outputs, as groups do (blocks.inc): 1.02 to 1.03, for one more load in 10.
 // - Writing 16 outputs of all rows of y at a time: 1.03 to 1.06. Fetching the lines of y while sums are computed: 1.0.
 //   What takes time are rows of y that are a multiple of 4 KiB apart, not memory.
+// - Panels of 8 rows: 8 outputs at a time, or values brought to all lanes by vpermps instead of a load for each: 1.0. Both,
+//   0.92 at 90 to 98 %; not taken, since GCC 12 computed wrong sums from it with -fsanitize=shift (at -O3; right ones else).
 // - 64 rows x 8 columns at a time into panels, instead of 8 rows x 64: 1.05 to 1.14 with 3072 inputs.
 //
 // Threads: over tiles and panels; one thread goes panel by panel. Cost: 5 bytes and 2 * rows operations for a stored weight;
