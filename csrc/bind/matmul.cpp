@@ -160,7 +160,7 @@ class SparseState {
       : kernel(find<sparse_linear_call>(level)),
         packed_(weight.data(), bias ? bias->data() : nullptr, static_cast<std::size_t>(weight.shape(0)),
                 static_cast<std::size_t>(weight.shape(1)), height) {
-    if (kernel.isa == Isa::avx512) packed_.add_steps(weight.data());
+    if (kernel.isa == Isa::avx512) packed_.add_steps(weight.data());  // no other level reads them
   }
 
   Floats unpack() const {
