@@ -88,12 +88,12 @@ def rotated_bytes() -> int:
 
 
 def copies(nbytes: int) -> int:
-    """How many copies of a weight fit what rotates: a layer of a real model does not find its weights in L2.
+    """How many copies of a weight fill the tier: a layer of a real model does not find its weights in L2.
 
-    In the DRAM tier enough to exceed it. In the L3 tier one more could be too many for the cache.
+    Of a cache no more than fit, or a smaller weight would come from beyond the cache that a larger one is in.
     """
-    count = rotated_bytes() / max(nbytes, 1)
-    return max(1, min(MAX_COPIES, math.ceil(count) if _tier == "DRAM" else math.floor(count)))
+    fill = rotated_bytes() / max(nbytes, 1)
+    return max(1, min(MAX_COPIES, math.ceil(fill) if _tier == "DRAM" else int(fill)))
 
 
 class _Rotating:

@@ -5,8 +5,10 @@
 // they are asked for, and only for whole ones, so that small weights share a region of several large pages.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <vector>
 
 namespace pycompress {
 
@@ -17,6 +19,7 @@ template <class T>
 class Buffer {
  public:
   explicit Buffer(std::size_t size = 0) : size_(size), data_(allocate(size * sizeof(T))) {}
+  explicit Buffer(const std::vector<T>& from) : Buffer(from.size()) { std::copy(from.begin(), from.end(), data()); }
   T* data() { return static_cast<T*>(data_.get()); }
   std::size_t bytes() const { return size_ * sizeof(T); }
 

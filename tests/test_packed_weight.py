@@ -121,7 +121,9 @@ def test_memory_is_close_to_what_the_weight_needs(implementation):
     weight = np.ones((640, 640), np.float32)
     assert kernels.pack(weight, Int8()).nbytes < 1.1 * weight.size + 10_000
     weight[np.random.default_rng(1).random(weight.shape) < 0.9] = 0
-    assert kernels.pack(weight, Sparse()).nbytes < 12 * np.count_nonzero(weight) + 10_000  # in two layouts on AVX-512
+    packed = kernels.pack(weight, Sparse())
+    each = 12 if packed.kernel == "native/avx512" else 9  # there in two layouts
+    assert packed.nbytes < each * np.count_nonzero(weight) + 10_000
 
 
 @pytest.mark.parametrize("density", [0.3, 0.39, 0.45])

@@ -35,8 +35,7 @@ class Bf16Packed {
       }
       starts_.data()[panel + 1] = values.size();
     }
-    values_ = Buffer<std::uint16_t>(values.size());
-    std::copy(values.begin(), values.end(), values_.data());
+    values_ = Buffer<std::uint16_t>(values);
     if (bias) std::copy_n(bias, out, bias_.data());
     weight_ = {out, in, panels_, masks_.data(), starts_.data(), values_.data(), bias_.data()};
   }

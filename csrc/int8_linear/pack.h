@@ -171,10 +171,8 @@ class Int8Packed {
 
   void keep(std::size_t height, bool whole_tiles, double density, const std::vector<std::uint16_t>& groups,
             const std::vector<std::int8_t>& values) {
-    groups_ = Buffer<std::uint16_t>(groups.size());
-    data_ = Buffer<std::int8_t>(values.size());
-    std::copy(groups.begin(), groups.end(), groups_.data());
-    std::copy(values.begin(), values.end(), data_.data());
+    groups_ = Buffer<std::uint16_t>(groups);
+    data_ = Buffer<std::int8_t>(values);
     *sparse_.data() = {height,         weight_.in_features / int8_sum_chunk + 1, whole_tiles,    density, starts_.data(),
                        groups_.data(), masks_.data(),                            data_.data()};
     weight_.data = nullptr;

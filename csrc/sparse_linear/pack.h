@@ -29,8 +29,7 @@ class SparsePackedOf {
                  std::min(sparse_block, in - b * sparse_block));
       }
     }
-    values_ = Buffer<Value>(list_.size());
-    std::copy(list_.begin(), list_.end(), values_.data());
+    values_ = Buffer<Value>(list_);
     if (bias) std::copy_n(bias, out, bias_.data());
     weight_ = {out,           in,           list_.size(),    height,          tile,           tiles, blocks,
                parts_.data(), runs_.data(), outputs_.data(), columns_.data(), values_.data(), bias_.data()};

@@ -15,9 +15,8 @@ class SparseSteps {
  public:
   static constexpr std::size_t most_inputs = sparse_step_align << 16;
 
-  SparseSteps(const float* weight, std::size_t out, std::size_t in) : panels_((out + sparse_panel - 1) / sparse_panel) {
-    starts_ = Buffer<std::size_t>(panels_ + 1);
-    firsts_ = Buffer<std::size_t>(panels_);
+  SparseSteps(const float* weight, std::size_t out, std::size_t in)
+      : panels_((out + sparse_panel - 1) / sparse_panel), starts_(panels_ + 1), firsts_(panels_) {
     Lists lists;
     for (std::size_t p = 0; p < panels_; ++p) {
       firsts_.data()[p] = lists.values.size();
@@ -25,10 +24,10 @@ class SparseSteps {
       add_panel(weight + first * in, std::min(sparse_panel, out - first), in, lists);
       starts_.data()[p + 1] = lists.inputs.size();
     }
-    keep(lists.inputs, inputs_);
-    keep(lists.masks, masks_);
-    keep(lists.places, places_);
-    keep(lists.values, values_);
+    inputs_ = Buffer<std::uint16_t>(lists.inputs);
+    masks_ = Buffer<std::uint32_t>(lists.masks);
+    places_ = Buffer<std::uint32_t>(lists.places);
+    values_ = Buffer<float>(lists.values);
     steps_ = {panels_,       lists.inputs.size(), starts_.data(), firsts_.data(),
               inputs_.data(), masks_.data(),      places_.data(), values_.data()};
   }
@@ -83,12 +82,6 @@ class SparseSteps {
   static void add_step(std::size_t first, std::uint32_t mask, Lists& lists) {
     lists.inputs.push_back(static_cast<std::uint16_t>(first));
     lists.masks.push_back(mask);
-  }
-
-  template <class T>
-  static void keep(const std::vector<T>& from, Buffer<T>& to) {
-    to = Buffer<T>(from.size());
-    std::copy(from.begin(), from.end(), to.data());
   }
 
   std::size_t panels_;
